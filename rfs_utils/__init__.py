@@ -1,0 +1,1 @@
+"""Utilities of the book: everything a notebook teaches is importable from here."""
