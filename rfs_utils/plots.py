@@ -1,0 +1,240 @@
+"""One palette and style for every figure of the book, and the curves of a training run.
+
+The colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which readers with any
+kind of colour vision can tell apart; `BAD` is darkened so that it also differs from `GOOD` in grey.
+Even so, no figure should rely on colour alone: label the curve, or write the sign.
+"""
+
+import base64
+import csv
+import io
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+POLICY = "#0072B2"  # blue: the model in training
+REWARD = "#E69F00"  # orange: rewards and whatever gives them
+LENGTH = "#56B4E9"  # sky blue: response lengths
+REFERENCE = "#CC79A7"  # purple: the frozen reference model
+GOOD = "#009E73"  # green: above average, correct
+BAD = "#993D00"  # dark vermilion: below average, wrong
+NEUTRAL = "#7A7A7A"  # grey: inputs, context, padding
+INK = "#1A1A1A"  # text
+CARD = "#FFFFFF"  # background of every figure, so that it stays readable on a dark page
+CYCLE = (POLICY, REWARD, GOOD, BAD, REFERENCE, LENGTH)  # order for several curves in one plot
+
+STYLE = {
+    "figure.figsize": (7.5, 4.2),
+    "figure.facecolor": CARD,
+    "figure.constrained_layout.use": True,
+    "figure.constrained_layout.w_pad": 0.12,
+    "figure.constrained_layout.h_pad": 0.12,
+    "savefig.facecolor": CARD,
+    "axes.facecolor": CARD,
+    "axes.edgecolor": NEUTRAL,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.prop_cycle": matplotlib.cycler(color=CYCLE, linestyle=["-", "--", "-.", ":", "-", "--"]),
+    "axes.titlesize": 14,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 13,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.8,
+    "lines.linewidth": 2.2,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 12,
+    "ytick.labelsize": 12,
+    "legend.fontsize": 12,
+    "legend.edgecolor": CARD,
+    "legend.framealpha": 0.85,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same letters everywhere
+    "font.size": 13,
+    "mathtext.fontset": "dejavusans",
+}
+DPI = 150  # pixels per inch in the PNG, and
+SCREEN_DPI = 96  # CSS pixels per inch on the page: the surplus keeps text sharp on fine screens
+
+
+def set_style() -> None:
+    """Give every figure drawn from now on the style of the book. Call it once per notebook."""
+    matplotlib.rcParams.update(STYLE)
+
+
+def tint(color: str, strength: float = 0.18) -> str:
+    """Mix `color` with white: strength 1 is the colour itself, 0 is white."""
+    return to_hex([strength * c + 1 - strength for c in to_rgb(color)])
+
+
+def _png(fig: Figure) -> bytes:
+    """Render to PNG. Without the version stamp, the same library always gives the same bytes."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        fig.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+class _Shown:
+    """A rendered figure with its alt text, in the form that notebooks ask objects for."""
+
+    def __init__(self, png: bytes, alt: str, width: int):
+        self.png, self.alt, self.width = png, alt, width
+
+    def __repr__(self) -> str:
+        return f"<Figure: {self.alt}>"
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        data = {"image/png": base64.b64encode(self.png).decode(), "text/plain": repr(self)}
+        return data, {"image/png": {"alt": self.alt, "width": self.width}}
+
+
+def show(fig: Figure, alt: str) -> None:
+    """Display `fig` in the notebook with `alt`, one or two sentences that say what it shows.
+
+    The alt text is stored in the output's metadata, where nbconvert's classic template finds it,
+    and once more as the plain-text form of the output. The figure is closed afterwards. Outside of
+    a notebook nothing is drawn or saved. Raises ValueError when `alt` is empty.
+    """
+    import matplotlib.pyplot as plt
+
+    alt = " ".join(alt.split())
+    if not alt:
+        raise ValueError("A figure needs an alt text that says what it shows.")
+    try:
+        from IPython import get_ipython
+        from IPython.display import display
+    except ImportError:
+        get_ipython = None
+    if get_ipython is not None and get_ipython() is not None:
+        display(_Shown(_png(fig), alt, round(fig.get_figwidth() * SCREEN_DPI)))
+    plt.close(fig)
+
+
+def save_figure(fig: Figure, path: str | os.PathLike) -> None:
+    """Save `fig` in the format that the suffix of `path` names (.png, .svg, .pdf).
+
+    The file appears whole or not at all: it is written under a temporary name in the same folder
+    and then renamed.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        with matplotlib.rc_context(STYLE):
+            fig.savefig(part, dpi=DPI)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_metrics(
+    path: str | os.PathLike, required: Sequence[str] = ("step",)
+) -> dict[str, list[float | None]]:
+    """Read a run's metrics.csv into one list per column; an empty cell becomes None.
+
+    Raises ValueError, naming the file and the line, when the header lacks one of the `required`
+    columns or has an empty or repeated name, when a row has too few or too many cells, or when a
+    cell is not a number.
+    """
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.reader(file)
+        header = [name.strip() for name in next(reader, [])]
+        missing = [name for name in required if name not in header]
+        if missing:
+            raise ValueError(f"{path}, line 1: the header has no column {', '.join(missing)}.")
+        if "" in header or len(set(header)) < len(header):
+            raise ValueError(f"{path}, line 1: the header has an empty or a repeated column name.")
+        columns: dict[str, list[float | None]] = {name: [] for name in header}
+        for row in reader:
+            if not row:  # a blank line
+                continue
+            if len(row) != len(header):
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: expected {len(header)} cells, "
+                    f"found {len(row)}."
+                )
+            for name, cell in zip(header, row, strict=True):
+                try:
+                    columns[name].append(float(cell) if cell.strip() else None)
+                except ValueError:
+                    raise ValueError(
+                        f"{path}, line {reader.line_num}: {name} is {cell!r}, not a number."
+                    ) from None
+    return columns
+
+
+Metrics = Mapping[str, Sequence] | Sequence[Mapping]
+
+
+def _series(metrics: Metrics, name: str) -> tuple[list[float], list[float]]:
+    """The steps at which column `name` has a value, and these values."""
+    if isinstance(metrics, Mapping):
+        pairs = zip(metrics.get("step", ()), metrics.get(name, ()), strict=False)
+    else:
+        pairs = ((row.get("step"), row.get(name)) for row in metrics)
+    kept = [(float(s), float(v)) for s, v in pairs if s not in (None, "") and v not in (None, "")]
+    kept = [(s, v) for s, v in kept if math.isfinite(v)]
+    return [s for s, _ in kept], [v for _, v in kept]
+
+
+def _smooth(values: Sequence[float], window: int) -> list[float]:
+    """Mean over a window (odd) centred on each value; at the ends, over what there is of it."""
+    half = window // 2
+    parts = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
+    return [sum(part) / len(part) for part in parts]
+
+
+def plot_training(metrics: Metrics, evals: Metrics | None = None) -> Figure:
+    """Plot a run: mean reward, mean response length, and held-out accuracy against the step.
+
+    `metrics` is a list of rows or a dict of columns, as `read_metrics` returns it. Columns used:
+    step, reward_avg, avg_response_len (tokens), eval_accuracy (a fraction from 0 to 1, drawn in
+    percent) and eval_tokens (mean length of the held-out answers). Values may be missing (None or
+    empty) at some steps; a column without any value leaves its panel out. `evals` supplies the
+    last two columns from a table of its own. Raises ValueError when there is nothing to plot.
+    """
+    evals = metrics if evals is None else evals
+    reward, length = _series(metrics, "reward_avg"), _series(metrics, "avg_response_len")
+    eval_tokens, accuracy = _series(evals, "eval_tokens"), _series(evals, "eval_accuracy")
+    panels = []
+    if reward[0]:
+        panels.append(("Mean reward", REWARD, reward, None))
+    if length[0] or eval_tokens[0]:
+        panels.append(("Response length (tokens)", LENGTH, length, eval_tokens))
+    if accuracy[0]:
+        percent = (accuracy[0], [100 * v for v in accuracy[1]])
+        panels.append(("Held-out accuracy (percent)", INK, ([], []), percent))
+    if not panels:
+        raise ValueError("The metrics have no values of reward, response length or accuracy.")
+
+    with matplotlib.rc_context(STYLE):
+        fig = Figure(figsize=(7.5, 0.6 + 2.2 * len(panels)))
+        all_axes = fig.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+        for ax, (title, color, (steps, values), points) in zip(all_axes, panels, strict=True):
+            ax.set_title(title)
+            if values:
+                window = max(3, len(values) // 10) | 1  # odd, about a tenth of the run
+                ax.plot(steps, values, "-", color=color, lw=0.9, alpha=0.75, label="each step")
+                if len(values) > window:
+                    dark = to_hex([0.6 * c for c in to_rgb(color)])
+                    smooth = _smooth(values, window)
+                    ax.plot(steps, smooth, "-", color=dark, lw=2.8, label=f"mean of {window} steps")
+            if points and points[0]:
+                ax.plot(*points, "--o", color=INK, ms=5.5, lw=1.4, label="held-out problems")
+            if len(ax.lines) > 1:
+                ax.legend()
+            low, high = ax.get_ylim()
+            ax.set_ylim(min(0, low), 103 if title.startswith("Held-out") else high)
+        all_axes[-1].set_xlabel("Training step")
+        all_axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    return fig

@@ -1,0 +1,347 @@
+"""Figures: what the curves plot, what notebooks store of them, and that no diagram's text collides.
+
+The layout of a diagram is checked where a reader would look: every text lies on the page, either
+wholly inside a box or wholly outside of it, and neither another text nor an arrow crosses it.
+"""
+
+import base64
+import inspect
+import io
+import sys
+from itertools import combinations, pairwise
+
+import matplotlib
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch
+from matplotlib.transforms import Bbox
+
+from rfs_utils import diagrams, plots
+
+DIAGRAMS = [
+    diagrams.training_stages,
+    diagrams.rlhf_and_rlvr,
+    diagrams.grpo_stages,
+    diagrams.group_data_flow,
+    diagrams.response_mask,
+    diagrams.chef_analogy,
+]
+ROWS = [
+    {
+        "step": step,
+        "reward_avg": step / 40,
+        "avg_response_len": 10.0 + step % 7,
+        "eval_accuracy": step / 50 if step % 10 == 0 else None,
+        "eval_tokens": 8.0 + step if step % 10 == 0 else "",
+    }
+    for step in range(1, 41)
+]
+
+
+def without(*names):
+    return [{k: v for k, v in row.items() if k not in names} for row in ROWS]
+
+
+def titles(fig):
+    return [ax.get_title("left") for ax in fig.axes]
+
+
+def xy(line):
+    return list(line.get_xdata()), pytest.approx(list(line.get_ydata()))
+
+
+# --- curves ---------------------------------------------------------------------------------------
+
+
+def test_all_columns_give_three_panels_over_one_step_axis():
+    fig = plots.plot_training(ROWS)
+    assert titles(fig) == [
+        "Mean reward",
+        "Response length (tokens)",
+        "Held-out accuracy (percent)",
+    ]
+    assert [ax.get_xlabel() for ax in fig.axes] == ["", "", "Training step"]
+    assert fig.axes[0].get_shared_x_axes().joined(fig.axes[0], fig.axes[2])
+
+
+@pytest.mark.parametrize(
+    "dropped, panels",
+    [
+        (["reward_avg"], 2),
+        (["eval_accuracy"], 2),
+        (["avg_response_len"], 3),  # the held-out lengths still fill the panel
+        (["avg_response_len", "eval_tokens"], 2),
+        (["avg_response_len", "eval_tokens", "eval_accuracy"], 1),
+    ],
+)
+def test_missing_columns_leave_their_panel_out(dropped, panels):
+    assert len(plots.plot_training(without(*dropped)).axes) == panels
+
+
+def test_no_values_at_all_is_an_error():
+    with pytest.raises(ValueError, match="no values"):
+        plots.plot_training([{"step": 1, "loss": 0.1}])
+    with pytest.raises(ValueError, match="no values"):
+        plots.plot_training([])
+
+
+def test_lines_carry_the_values_of_the_table():
+    reward, length, accuracy = plots.plot_training(ROWS).axes
+    steps, tens = list(range(1, 41)), [10, 20, 30, 40]
+    assert xy(reward.lines[0]) == (steps, [step / 40 for step in steps])
+    assert xy(length.lines[0]) == (steps, [10 + step % 7 for step in steps])
+    assert xy(length.lines[2]) == (tens, [18, 28, 38, 48])
+    assert xy(accuracy.lines[0]) == (tens, [20, 40, 60, 80])  # percent
+
+
+def test_smoothed_line_is_the_centred_mean():
+    _, length, _ = plots.plot_training(ROWS).axes
+    smooth = length.lines[1]
+    values = [row["avg_response_len"] for row in ROWS]
+    assert "mean of 5 steps" in smooth.get_label()
+    assert smooth.get_linewidth() > length.lines[0].get_linewidth()
+    assert smooth.get_ydata()[0] == pytest.approx(sum(values[:3]) / 3)
+    assert smooth.get_ydata()[20] == pytest.approx(sum(values[18:23]) / 5)
+    assert smooth.get_ydata()[-1] == pytest.approx(sum(values[-3:]) / 3)
+
+
+def test_rows_and_columns_draw_the_same_figure():
+    columns = {name: [row[name] for row in ROWS] for name in ROWS[0]}
+    assert plots._png(plots.plot_training(ROWS)) == plots._png(plots.plot_training(columns))
+
+
+def test_evals_may_come_from_a_table_of_their_own():
+    evals = [{"step": 0, "eval_accuracy": 0.25}, {"step": 40, "eval_accuracy": 0.75}]
+    *_, accuracy = plots.plot_training(ROWS, evals).axes
+    assert xy(accuracy.lines[0]) == ([0, 40], [25, 75])
+
+
+def test_style_of_the_figure_leaves_the_readers_settings_alone():
+    with matplotlib.rc_context():
+        before = dict(matplotlib.rcParams)
+        plots._png(plots.plot_training(ROWS))
+        assert dict(matplotlib.rcParams) == before
+        plots.set_style()
+        assert matplotlib.rcParams["figure.facecolor"] == plots.CARD
+
+
+def test_good_and_bad_differ_in_grey():
+    def grey(color):
+        return sum(w * c for w, c in zip((0.299, 0.587, 0.114), to_rgb(color), strict=True))
+
+    assert abs(grey(plots.GOOD) - grey(plots.BAD)) > 0.08
+    assert plots.tint(plots.INK, 1) == plots.INK.lower() and plots.tint(plots.INK, 0) == "#ffffff"
+
+
+# --- metrics.csv ----------------------------------------------------------------------------------
+
+
+def test_read_metrics(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,reward_avg,eval_accuracy\n1,0.5,\n\n2,0.75,0.4\n")
+    assert plots.read_metrics(path) == {
+        "step": [1, 2],
+        "reward_avg": [0.5, 0.75],
+        "eval_accuracy": [None, 0.4],
+    }
+    assert len(plots.plot_training(plots.read_metrics(path)).axes) == 2
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "line 1: the header has no column step."),
+        ("1,0.5\n2,0.6\n", "line 1: the header has no column step."),
+        ("step,,loss\n", "line 1: the header has an empty or a repeated column name."),
+        ("step,loss,loss\n", "line 1: the header has an empty or a repeated column name."),
+        ("step,loss\n1,0.5\n2\n", "line 3: expected 2 cells, found 1."),
+        ("step,loss\n1,0.5,9\n", "line 2: expected 2 cells, found 3."),
+        ("step,loss\n1,0.5\n2,high\n", "line 3: loss is 'high', not a number."),
+    ],
+)
+def test_read_metrics_names_file_and_line(tmp_path, text, message):
+    path = tmp_path / "metrics.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError) as error:
+        plots.read_metrics(path)
+    assert str(error.value) == f"{path}, {message}"
+
+
+def test_read_metrics_may_require_more_columns(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("step\n1\n")
+    with pytest.raises(ValueError, match="no column reward_avg, kl."):
+        plots.read_metrics(path, required=("step", "reward_avg", "kl"))
+
+
+# --- showing and saving ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shell():
+    """A notebook-like shell, gone again after the test."""
+    interactive = pytest.importorskip("IPython.core.interactiveshell").InteractiveShell
+    from traitlets.config import Config
+
+    if interactive.initialized():
+        pytest.skip("a shell is running already")
+    yield interactive.instance(config=Config({"HistoryManager": {"enabled": False}}))
+    interactive.clear_instance()
+
+
+def test_show_stores_png_alt_text_and_stable_plain_text(shell):
+    from IPython.utils.capture import capture_output
+
+    bundles = []
+    for _ in range(2):
+        with capture_output() as captured:
+            assert plots.show(plots.plot_training(ROWS), "Reward and\n length  rise.") is None
+        (output,) = captured.outputs
+        bundles.append((output.data, output.metadata))
+    (data, metadata), again = bundles
+    assert set(data) == {"image/png", "text/plain"}
+    assert data["text/plain"] == "<Figure: Reward and length rise.>"
+    assert base64.b64decode(data["image/png"]).startswith(b"\x89PNG")
+    assert metadata["image/png"] == {"alt": "Reward and length rise.", "width": 720}
+    assert (data, metadata) == again, "two runs of a cell must store the same output"
+
+
+def test_show_closes_figures_of_pyplot():
+    import matplotlib.pyplot as plt
+
+    with matplotlib.rc_context({"backend": "agg"}):
+        fig = plt.figure()
+        plots.show(fig, "An empty figure.")
+        assert not plt.fignum_exists(fig.number)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_show_is_silent_outside_of_a_notebook(installed, monkeypatch, capsys):
+    if not installed:
+        monkeypatch.setitem(sys.modules, "IPython", None)
+    assert plots.show(Figure(), "An empty figure.") is None
+    assert capsys.readouterr().out == ""
+
+
+def test_show_asks_for_an_alt_text():
+    with pytest.raises(ValueError, match="alt text"):
+        plots.show(Figure(), " \n")
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_save_figure_leaves_only_the_finished_file(tmp_path, suffix):
+    path = tmp_path / f"run.{suffix}"
+    path.write_text("old")
+    plots.save_figure(plots.plot_training(ROWS), path)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert path.stat().st_size > 1000
+
+
+def test_save_figure_keeps_the_old_file_when_drawing_fails(tmp_path):
+    path = tmp_path / "run.png"
+    path.write_text("old")
+    fig = Figure()
+    fig.text(0.5, 0.5, r"$\unknown$")
+    with pytest.raises(ValueError):
+        plots.save_figure(fig, path)
+    assert [p.name for p in tmp_path.iterdir()] == ["run.png"] and path.read_text() == "old"
+
+
+# --- diagrams -------------------------------------------------------------------------------------
+
+
+def test_every_diagram_is_listed_here():
+    drawn = [
+        function
+        for name, function in inspect.getmembers(diagrams, inspect.isfunction)
+        if inspect.signature(function).return_annotation is Figure
+    ]
+    assert set(drawn) == set(DIAGRAMS)
+
+
+@pytest.fixture(params=DIAGRAMS, ids=lambda function: function.__name__)
+def page(request):
+    """A drawn diagram: the figure, its axes, and the texts with the pixels they cover."""
+    fig = request.param()
+    renderer = FigureCanvasAgg(fig).get_renderer()
+    fig.draw(renderer)
+    (ax,) = fig.axes
+    texts = [(t, t.get_window_extent(renderer)) for t in ax.texts if t.get_text().strip()]
+    return fig, ax, texts
+
+
+def overlap(a, b, slack=1.0):
+    """Whether two boxes share more than `slack` pixels in both directions."""
+    width = min(a.x1, b.x1) - max(a.x0, b.x0)
+    height = min(a.y1, b.y1) - max(a.y0, b.y0)
+    return width > slack and height > slack
+
+
+def within(a, b):
+    return a.x0 >= b.x0 and a.x1 <= b.x1 and a.y0 >= b.y0 and a.y1 <= b.y1
+
+
+def test_diagram_renders_to_a_png_with_content(page):
+    fig, _, _ = page
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=100)
+    buffer.seek(0)
+    pixels = matplotlib.image.imread(buffer)[..., :3].mean(axis=2)
+    assert fig.get_figwidth() == 9 and pixels.shape == (round(fig.get_figheight() * 100), 900)
+    assert (pixels < 0.5).mean() > 0.01 and pixels[0].min() == pixels[-1].min() == 1
+
+
+def test_diagram_text_is_large_enough_and_on_the_page(page):
+    fig, _, texts = page
+    assert len(texts) > 10
+    for text, extent in texts:
+        assert text.get_fontsize() >= 12
+        assert within(extent, fig.bbox), f"{text.get_text()!r} leaves the page"
+
+
+def test_diagram_texts_do_not_overlap(page):
+    _, _, texts = page
+    for (text, extent), (other, other_extent) in combinations(texts, 2):
+        assert not overlap(extent, other_extent), f"{text.get_text()!r} on {other.get_text()!r}"
+
+
+def test_diagram_text_fits_its_box_and_keeps_out_of_others(page):
+    _, ax, texts = page
+    for patch in ax.patches:
+        if isinstance(patch, FancyArrowPatch):
+            continue
+        frame = ax.transData.transform_bbox(
+            patch.get_path().get_extents(patch.get_patch_transform())
+        )
+        for text, extent in texts:
+            fits = not overlap(extent, frame) or within(extent, frame)
+            assert fits, f"{text.get_text()!r} crosses the edge of a box"
+
+
+def test_diagram_lines_do_not_cross_texts(page):
+    _, ax, texts = page
+    segments = [pair for line in ax.lines for pair in pairwise(line.get_xydata())]
+    arrows = [patch for patch in ax.patches if isinstance(patch, FancyArrowPatch)]
+    segments += [pair for a in arrows for pair in pairwise(a.get_path().vertices[:3])]  # the shaft
+    for start, end in segments:
+        steps = [(i / 50, 1 - i / 50) for i in range(51)]
+        points = [(a * start[0] + b * end[0], a * start[1] + b * end[1]) for a, b in steps]
+        for x, y in ax.transData.transform(points):
+            dot = Bbox([[x - 2, y - 2], [x + 2, y + 2]])
+            for text, extent in texts:
+                assert not overlap(extent, dot), f"a line crosses {text.get_text()!r}"
+
+
+def test_data_flow_shows_the_advantages_and_the_loss_of_its_rewards():
+    rewards, logprobs = [1, 1, 0, 0], [-6.0, -8.0, -3.5, -4.5]
+    mean = sum(rewards) / 4
+    std = (sum((r - mean) ** 2 for r in rewards) / 3) ** 0.5  # n - 1, as torch.std
+    advantages = [(r - mean) / std for r in rewards]
+    loss = -sum(a * x for a, x in zip(advantages, logprobs, strict=True)) / 4
+    texts = diagrams.group_data_flow().axes[0].texts
+    shown = [text.get_text().replace("\N{MINUS SIGN}", "-") for text in texts]
+    assert [s for s in shown if s.endswith("0.87")] == [f"{a:+.2f}" for a in advantages]
+    assert {"-6.0  -8.0", "-3.5  -4.5"} <= set(shown)
+    assert f"scalar: {loss:.2f}" in shown
