@@ -1,0 +1,44 @@
+# The two commands of the README are `make train` and `make test`; both create .venv when it is missing or outdated.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NOTEBOOKS := ch06 exercises
+
+.PHONY: train test lint unit notebooks export run-notebooks lab pretrain clean
+
+train: $(VENV)/installed
+	$(BIN)/rfs train --model tiny-base
+
+test: lint unit notebooks
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+
+unit: $(VENV)/installed
+	$(BIN)/python -m pytest tests
+
+# Every notebook is executed again; stored outputs are compared where they are deterministic.
+notebooks: $(VENV)/installed
+	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=900 $(NOTEBOOKS)
+
+# For authors: write rfs_utils/chNN.py from the notebooks; execute all notebooks and store their outputs.
+export: $(VENV)/installed
+	$(BIN)/python tests/notebooks.py export
+
+run-notebooks: export
+	$(BIN)/python tests/notebooks.py run
+
+lab: $(VENV)/installed
+	$(BIN)/jupyter lab ch06/ch06.ipynb
+
+pretrain: $(VENV)/installed
+	$(BIN)/rfs pretrain --out pretrained
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+$(VENV)/installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	touch $@

@@ -1,0 +1,184 @@
+"""Problem sets and prompts: the generated tiny world, and files in the same JSON fields as MATH.
+
+A problem is a dictionary with MATH's fields: problem, answer, level, type, solution, unique_id.
+"""
+
+import json
+import random
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+FIELDS = ("problem", "answer", "level", "type", "solution", "unique_id")
+TRAIN_LEVELS = (1, 2, 3, 4, 5)
+HARDER_LEVELS = (6, 7, 8)  # never trained on
+MAX_LEVEL = 11  # twelve events, one for each month
+MAX_TOTAL = 99
+
+NAMES = {"Tom": "he", "Sam": "he", "Ben": "he", "Ali": "he", "Mia": "she", "Eva": "she", "Ann": "she", "Zoe": "she"}
+ITEMS = ("coins", "apples", "cards", "shells", "books", "stamps", "beads", "pens")
+GAINS = ("{who} finds {n} more", "{who} buys {n} more", "{who} gets {n} more")
+LOSSES = ("{who} loses {n}", "{who} sells {n}", "{who} gives away {n}")
+DOUBLE = "the number doubles"
+# fmt: off
+MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
+          "November", "December")
+# fmt: on
+
+
+class Story(NamedTuple):
+    """A start, and what happened in consecutive months: events such as "+5", "-3" or "*2"."""
+
+    start: int
+    events: tuple[str, ...]
+    first_month: int = 0
+
+    def months(self) -> list[str]:
+        """The month of each event."""
+        return [MONTHS[(self.first_month + i) % 12] for i in range(len(self.events))]
+
+    def equations(self) -> list[str]:
+        """One for each event: ["7+5=12", "12-3=9"]. Doubling is written 9+9=18."""
+        total, equations = self.start, []
+        for event in self.events:
+            sign, n = event[0], int(event[1:])
+            if sign == "*":
+                sign, n = "+", total
+            new = total + n if sign == "+" else total - n
+            equations.append(f"{total}{sign}{n}={new}")
+            total = new
+        return equations
+
+    def steps(self) -> str:
+        """The worked solution without the final answer: one line for each month."""
+        return "\n".join(f"{month}:{equation}" for month, equation in zip(self.months(), self.equations(), strict=True))
+
+    def answer(self) -> str:
+        """The final number."""
+        return self.equations()[-1].split("=")[1]
+
+    def split(self) -> str:
+        """A fifth of all stories belong to the test side. The numbers alone decide it, never a seed, a name
+        or a month, so that no choice of arguments can make the two sides overlap."""
+        return "test" if zlib.crc32(f"{self.start}{''.join(self.events)}".encode()) % 5 == 0 else "train"
+
+
+def render_prompt(prompt: str) -> str:
+    """The text put before the model for a problem: one fixed instruction, the problem, and "Answer:"."""
+    return f"Solve the problem. Write the final answer as \\boxed{{ANSWER}}.\n\nProblem: {prompt}\n\nAnswer:"
+
+
+# ------------------------------------------------------------------ the tiny world
+
+
+def _draw_story(rng: random.Random, num_events: int) -> Story:
+    """A story in which every total is in 0..99."""
+    total = start = rng.randint(2, 20)
+    events: list[str] = []
+    while len(events) < num_events:
+        kind = rng.choice("++--*")
+        n = 2 if kind == "*" else rng.randint(1, 9)
+        new = {"+": total + n, "-": total - n, "*": total * 2}[kind]
+        if 0 <= new <= MAX_TOTAL and new != total:
+            events.append(f"{kind}{n}")
+            total = new
+    return Story(start, tuple(events), rng.randrange(12))
+
+
+def _tell(rng: random.Random, story: Story) -> str:
+    """The story in words."""
+    name, item = rng.choice(list(NAMES)), rng.choice(ITEMS)
+    sentences = [f"{name} has {story.start} {item}."]
+    for month, event in zip(story.months(), story.events, strict=True):
+        form = DOUBLE if event[0] == "*" else rng.choice(GAINS if event[0] == "+" else LOSSES)
+        sentences.append(f"In {month} {form.format(who=NAMES[name], n=event[1:])}.")
+    return " ".join([*sentences, f"How many {item} does {name} have now?"])
+
+
+def tiny_stories(rng: random.Random, split: str, levels: Sequence[int]) -> Iterator[tuple[str, Story]]:
+    """Endless stories of one side, levels in turn, each as a problem's text and the story itself."""
+    while True:
+        for level in levels:
+            story = _draw_story(rng, level + 1)
+            while story.split() != split:
+                story = _draw_story(rng, level + 1)
+            yield _tell(rng, story), story
+
+
+def generate_tiny_problems(
+    num_problems: int, split: str = "train", levels: Sequence[int] = TRAIN_LEVELS, seed: int = 0
+) -> list[dict]:
+    """Word problems of the tiny world, levels in turn, no story twice.
+
+    A level-k problem has k + 1 events. `split` is "train" or "test": the two never share a story,
+    whatever the seeds. Raises ValueError for an unknown split, a bad count or a bad level.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"unknown split {split!r}; known splits are 'train' and 'test'")
+    if num_problems < 1:
+        raise ValueError(f"num_problems must be at least 1, got {num_problems}")
+    if not levels or not all(isinstance(k, int) and 1 <= k <= MAX_LEVEL for k in levels):
+        raise ValueError(f"levels must be whole numbers from 1 to {MAX_LEVEL}, got {list(levels)}")
+    stories = {level: tiny_stories(random.Random(f"{split}-{level}-{seed}"), split, [level]) for level in levels}
+    seen: set[tuple] = set()
+    problems = []
+    for index in range(num_problems):
+        level = levels[index % len(levels)]
+        for _ in range(10_000):
+            text, story = next(stories[level])
+            if story[:2] not in seen:
+                break
+        else:
+            raise ValueError(f"level {level} has too few different {split} stories for {num_problems} problems")
+        seen.add(story[:2])
+        problems.append(
+            {
+                "problem": text,
+                "answer": story.answer(),
+                "level": f"Level {level}",
+                "type": "Doubling" if "*2" in story.events else "Adding and taking away",
+                "solution": f"{story.steps()}\n\\boxed{{{story.answer()}}}",
+                "unique_id": f"{split}/{seed}/{index + 1}",
+            }
+        )
+    return problems
+
+
+# ------------------------------------------------------------------ problem files
+
+
+def load_problems(path: str | Path) -> list[dict]:
+    """Read problems from a JSON list or a JSON-lines file.
+
+    Raises ValueError, naming the file and the index or line, when the file is not such a list or when a
+    problem lacks "problem" or "answer".
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read the problem file {path}: {error}") from None
+    if text.lstrip().startswith("["):
+        try:
+            rows = list(enumerate(json.loads(text)))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
+        where = "problem with index"
+    else:
+        rows, where = [], "line"
+        for number, line in enumerate(text.splitlines(), start=1):
+            if line.strip():
+                try:
+                    rows.append((number, json.loads(line)))
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"{path}, line {number}: not valid JSON ({error.msg})") from None
+    if not rows:
+        raise ValueError(f"{path} holds no problems; expected a JSON list or one JSON object a line")
+    for number, row in rows:
+        for field in ("problem", "answer"):
+            if not isinstance(row, dict) or not isinstance(row.get(field), str) or not row[field].strip():
+                raise ValueError(
+                    f"{path}, {where} {number}: each problem must be an object whose field {field!r} is a non-empty text"
+                )
+    return [row for _, row in rows]

@@ -1,0 +1,242 @@
+"""The Qwen3 architecture from scratch: one short implementation for single, batched and left-padded input.
+
+Module and config names are those of the printed book, so that its state dicts load. Two things differ on
+purpose: the output head shares the embedding's weights (as Qwen3-0.6B was trained), and the position in the
+sequence lives in the cache, so that one model can serve several caches.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+QWEN3_CONFIG_06B = {
+    "vocab_size": 151_936,
+    "context_length": 40_960,
+    "emb_dim": 1024,
+    "n_heads": 16,
+    "n_layers": 28,
+    "hidden_dim": 3072,
+    "head_dim": 128,
+    "n_kv_groups": 8,
+    "rope_base": 1_000_000.0,
+    "rms_norm_eps": 1e-6,
+    "dtype": torch.bfloat16,
+}
+
+QWEN3_CONFIG_TINY = {
+    "vocab_size": 512,
+    "context_length": 512,
+    "emb_dim": 128,
+    "n_heads": 4,
+    "n_layers": 3,
+    "hidden_dim": 352,
+    "head_dim": 32,
+    "n_kv_groups": 2,
+    "rope_base": 10_000.0,
+    "rms_norm_eps": 1e-6,
+    "dtype": torch.float32,
+}
+
+
+class KVCache:
+    """Keys and values of every layer for the tokens seen so far.
+
+    The buffers have room for `capacity` positions and double when they are full. `length` is the number of
+    positions filled. `num_pad`, shape (batch,), is the number of left-padding positions of each row, or None.
+    """
+
+    def __init__(self, n_layers: int, capacity: int = 0):
+        self.layers: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * n_layers
+        self.capacity = capacity
+        self.length = 0
+        self.num_pad: torch.Tensor | None = None
+
+    def update(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append keys and values, each (batch, kv_heads, new, head_dim); return all of them so far."""
+        end = self.length + k.shape[2]
+        if self.layers[layer] is None or self.layers[layer][0].shape[2] < end:
+            self._grow(layer, k, v, max(end, self.capacity, 2 * self.length))
+        keys, values = self.layers[layer]
+        keys[:, :, self.length : end] = k
+        values[:, :, self.length : end] = v
+        return keys[:, :, :end], values[:, :, :end]
+
+    def _grow(self, layer: int, k: torch.Tensor, v: torch.Tensor, size: int) -> None:
+        room = [x.new_empty(*x.shape[:2], size, x.shape[3]) for x in (k, v)]
+        if self.layers[layer] is not None:
+            for new, old in zip(room, self.layers[layer], strict=True):
+                new[:, :, : self.length] = old[:, :, : self.length]
+        self.layers[layer] = tuple(room)
+
+    def repeat(self, n: int) -> None:
+        """Repeat every row `n` times, row by row: one prefilled prompt becomes a group of `n`."""
+        self._map(lambda x: x.repeat_interleave(n, dim=0))
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keep only the given rows, an index tensor: the others have finished."""
+        self._map(lambda x: x[rows])
+
+    def _map(self, f) -> None:
+        self.layers = [None if kv is None else (f(kv[0]), f(kv[1])) for kv in self.layers]
+        if self.num_pad is not None:
+            self.num_pad = f(self.num_pad)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight, over the last dimension."""
+
+    def __init__(self, dim: int, eps: float, dtype: torch.dtype):
+        super().__init__()
+        self.eps = eps
+        self.scale = nn.Parameter(torch.ones(dim, dtype=dtype))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.scale, self.eps)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: fc3(silu(fc1(x)) * fc2(x))."""
+
+    def __init__(self, cfg: dict):
+        super().__init__()
+        d, h, options = cfg["emb_dim"], cfg["hidden_dim"], {"bias": False, "dtype": cfg["dtype"]}
+        self.fc1 = nn.Linear(d, h, **options)
+        self.fc2 = nn.Linear(d, h, **options)
+        self.fc3 = nn.Linear(h, d, **options)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc3(F.silu(self.fc1(x)) * self.fc2(x))
+
+
+def rope_tables(head_dim: int, context_length: int, base: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines of the rotary position embedding, each (context_length, head_dim), float32."""
+    frequencies = base ** -(torch.arange(0, head_dim, 2).float() / head_dim)
+    angles = torch.outer(torch.arange(context_length).float(), frequencies)
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate x, (batch, heads, tokens, head_dim), by the angles of its positions."""
+    x1, x2 = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-x2, x1], dim=-1) * sin
+
+
+class GroupedQueryAttention(nn.Module):
+    """Causal attention in which several query heads share one key-value head, with RMSNorm on q and k."""
+
+    def __init__(self, cfg: dict, layer: int):
+        super().__init__()
+        d, hd, options = cfg["emb_dim"], cfg["head_dim"], {"bias": False, "dtype": cfg["dtype"]}
+        self.layer, self.head_dim = layer, hd
+        self.W_query = nn.Linear(d, cfg["n_heads"] * hd, **options)
+        self.W_key = nn.Linear(d, cfg["n_kv_groups"] * hd, **options)
+        self.W_value = nn.Linear(d, cfg["n_kv_groups"] * hd, **options)
+        self.out_proj = nn.Linear(cfg["n_heads"] * hd, d, **options)
+        self.q_norm = RMSNorm(hd, cfg["rms_norm_eps"], cfg["dtype"])
+        self.k_norm = RMSNorm(hd, cfg["rms_norm_eps"], cfg["dtype"])
+
+    def forward(self, x, rope, mask, cache):
+        batch, tokens, _ = x.shape
+
+        def heads(y):  # (batch, tokens, heads * head_dim) -> (batch, heads, tokens, head_dim)
+            return y.view(batch, tokens, -1, self.head_dim).transpose(1, 2)
+
+        q = apply_rope(self.q_norm(heads(self.W_query(x))), *rope)
+        k = apply_rope(self.k_norm(heads(self.W_key(x))), *rope)
+        v = heads(self.W_value(x))
+        if cache is not None:
+            k, v = cache.update(self.layer, k, v)
+        # Without a mask tensor the kernel's own causal rule applies; a single new token sees everything.
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None and tokens > 1, enable_gqa=True
+        )
+        return self.out_proj(out.transpose(1, 2).reshape(batch, tokens, -1))
+
+
+class TransformerBlock(nn.Module):
+    def __init__(self, cfg: dict, layer: int):
+        super().__init__()
+        self.att = GroupedQueryAttention(cfg, layer)
+        self.ff = FeedForward(cfg)
+        self.norm1 = RMSNorm(cfg["emb_dim"], cfg["rms_norm_eps"], cfg["dtype"])
+        self.norm2 = RMSNorm(cfg["emb_dim"], cfg["rms_norm_eps"], cfg["dtype"])
+
+    def forward(self, x, rope, mask, cache):
+        x = x + self.att(self.norm1(x), rope, mask, cache)
+        return x + self.ff(self.norm2(x))
+
+
+class Qwen3Model(nn.Module):
+    """A Qwen3 language model; `cfg` is a dictionary like QWEN3_CONFIG_06B."""
+
+    def __init__(self, cfg: dict):
+        super().__init__()
+        self.cfg = cfg
+        self.tok_emb = nn.Embedding(cfg["vocab_size"], cfg["emb_dim"], dtype=cfg["dtype"])
+        self.trf_blocks = nn.ModuleList(TransformerBlock(cfg, i) for i in range(cfg["n_layers"]))
+        self.final_norm = RMSNorm(cfg["emb_dim"], cfg["rms_norm_eps"], cfg["dtype"])
+        if not cfg.get("tied", True):  # the larger Qwen3 models have an output head of their own
+            self.out_head = nn.Linear(cfg["emb_dim"], cfg["vocab_size"], bias=False, dtype=cfg["dtype"])
+        cos, sin = rope_tables(cfg["head_dim"], cfg["context_length"], cfg["rope_base"])
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def forward(
+        self,
+        in_idx: torch.Tensor,
+        cache: KVCache | None = None,
+        num_pad: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Logits, (batch, tokens, vocab_size), of token ids, (batch, tokens).
+
+        `num_pad`, (batch,), says how many padding tokens stand at the left of each row: they get no
+        attention, and positions are counted from the first real token. Padding at the right needs
+        nothing, since no real token can see it. With a cache, pass `num_pad` with the prompt only.
+        """
+        return self.logits(self.hidden_states(in_idx, cache, num_pad))
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits of final hidden states; unless `cfg["tied"]` is False, the head is the embedding matrix."""
+        return F.linear(hidden, (self.tok_emb if self.cfg.get("tied", True) else self.out_head).weight)
+
+    def hidden_states(self, in_idx, cache=None, num_pad=None) -> torch.Tensor:
+        """Final hidden states, (batch, tokens, emb_dim); arguments as in `forward`."""
+        start = 0 if cache is None else cache.length
+        end = start + in_idx.shape[1]
+        if end > self.cfg["context_length"]:
+            raise ValueError(
+                f"the sequence has {end} tokens, but the model's context_length is {self.cfg['context_length']}"
+            )
+        if cache is not None:
+            if num_pad is not None:
+                cache.num_pad = num_pad
+            num_pad = cache.num_pad
+        rope, mask = self._positions(start, end, num_pad)
+        x = self.tok_emb(in_idx)
+        for block in self.trf_blocks:
+            x = block(x, rope, mask, cache)
+        if cache is not None:
+            cache.length = end
+        return self.final_norm(x)
+
+    def _positions(self, start: int, end: int, num_pad: torch.Tensor | None):
+        """Rotary tables and attention mask (None where the kernel's causal rule is enough)."""
+        dtype = self.tok_emb.weight.dtype
+        slots = torch.arange(end, device=self.cos.device)
+        queries = slots[start:]
+        mask = None
+        if start > 0 and len(queries) > 1 or num_pad is not None:
+            mask = (slots[None, :] <= queries[:, None])[None, None]
+        if num_pad is None:
+            return (self.cos[start:end].to(dtype), self.sin[start:end].to(dtype)), mask
+        real = slots[None, :] >= num_pad[:, None]
+        # A padding query may see itself, because a row without any key would turn into NaN.
+        itself = slots[None, :] == queries[:, None]
+        mask = (mask & real[:, None, None, :]) | itself
+        positions = (queries[None, :] - num_pad[:, None]).clamp(min=0)
+        rope = (self.cos[positions][:, None].to(dtype), self.sin[positions][:, None].to(dtype))
+        return rope, mask
+
+    def reset_kv_cache(self) -> None:
+        """Does nothing: the position lives in the cache. Kept so that the printed book's listings run."""

@@ -1,0 +1,99 @@
+"""Text generation as in the printed book's earlier chapters: top-p filtering and token streams."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from .qwen3 import KVCache, Qwen3Model
+from .tokenizer import Qwen3Tokenizer
+
+
+def check_sampling(
+    max_new_tokens: int | None = None, temperature: float | None = None, top_p: float | None = None
+) -> None:
+    """ValueError unless the settings make sense: tokens >= 1, temperature >= 0 (0 is greedy), 0 < top_p <= 1."""
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    if temperature is not None and not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature must be 0 (greedy) or a positive number, got {temperature}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be greater than 0 and at most 1, got {top_p}")
+
+
+def top_p_filter(probas: torch.Tensor, top_p: float | None) -> torch.Tensor:
+    """Keep the smallest set of most likely tokens whose probability reaches `top_p`, and renormalise.
+
+    `probas` has shape (..., vocab_size). None or 1.0 keeps everything. The most likely token always stays.
+    """
+    if top_p is None or top_p >= 1.0:
+        return probas
+    ranked, order = probas.sort(dim=-1, descending=True)
+    mass_before = ranked.cumsum(dim=-1) - ranked
+    kept = ranked.masked_fill(mass_before >= top_p, 0.0)
+    filtered = torch.zeros_like(probas).scatter(-1, order, kept)
+    return filtered / filtered.sum(dim=-1, keepdim=True)
+
+
+def choose_token(logits: torch.Tensor, temperature: float = 1.0, top_p: float | None = None) -> torch.Tensor:
+    """One token id for each row of logits, (batch, vocab_size) -> (batch,); temperature 0 takes the likeliest."""
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    probas = top_p_filter(torch.softmax(logits.float() / temperature, dim=-1), top_p)
+    return torch.multinomial(probas, num_samples=1).squeeze(-1)
+
+
+@torch.no_grad()
+def generate_text_top_p_stream_cache(
+    model: Qwen3Model,
+    token_ids: torch.Tensor,
+    max_new_tokens: int,
+    eos_token_id: int | None = None,
+    temperature: float = 0.0,
+    top_p: float | None = None,
+) -> Iterator[torch.Tensor]:
+    """Yield new tokens, each of shape (1, 1), for a prompt of shape (1, tokens), until end of sequence."""
+    check_sampling(max_new_tokens, temperature, top_p)
+    cache = KVCache(model.cfg["n_layers"], capacity=token_ids.shape[1] + max_new_tokens)
+    new = token_ids
+    for _ in range(max_new_tokens):
+        logits = model(new, cache=cache)[:, -1]
+        new = choose_token(logits, temperature, top_p)[:, None]
+        if eos_token_id is not None and new.item() == eos_token_id:
+            return
+        yield new
+
+
+def generate_text_stream_concat_flex(
+    model: Qwen3Model,
+    tokenizer: Qwen3Tokenizer,
+    prompt: str,
+    device: torch.device | str,
+    max_new_tokens: int,
+    verbose: bool = False,
+    generate_func: Callable | None = None,
+    **generate_kwargs,
+) -> str:
+    """The generated text of a prompt; `verbose` prints it token by token, `generate_func` is the token stream."""
+    generate_func = generate_func or generate_text_top_p_stream_cache
+    input_ids = torch.tensor([tokenizer.encode(prompt)], device=device)
+    generated = []
+    for token in generate_func(
+        model, input_ids, max_new_tokens, eos_token_id=tokenizer.eos_token_id, **generate_kwargs
+    ):
+        generated.append(token.item())
+        if verbose:
+            print(tokenizer.decode(generated[-1:]), end="", flush=True)
+    return tokenizer.decode(generated)
+
+
+@torch.no_grad()
+def avg_logprob_answer(
+    model: Qwen3Model, tokenizer: Qwen3Tokenizer, prompt: str, answer: str, device: torch.device | str = "cpu"
+) -> float:
+    """Mean log-probability per token of an answer after a prompt."""
+    prompt_ids = tokenizer.encode(prompt)
+    answer_ids = tokenizer.encode(answer, chat_wrapped=False)
+    ids = torch.tensor(prompt_ids + answer_ids, device=device)
+    logprobs = torch.log_softmax(model(ids[None])[0].float(), dim=-1)
+    selected = logprobs[:-1].gather(1, ids[1:, None]).squeeze(1)
+    return selected[len(prompt_ids) - 1 :].mean().item()
