@@ -5,7 +5,7 @@ __all__ = ['sample_tokens', 'Rollouts', 'sample_batch', 'sample_response', 'rewa
            'token_logprobs', 'response_logprobs', 'policy_gradient_loss', 'compute_grpo_loss', 'update_weights',
            'save_checkpoint', 'append_csv_metrics', 'held_out_metrics', 'log_step', 'train_rlvr_grpo']
 
-# %% ../ch06/ch06.ipynb #ae9c07d5
+# %% ../ch06/ch06.ipynb #6e5fd9b1
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from .data import render_prompt
 from .grading import extract_final_candidate, grade_answer
 from .qwen3 import KVCache, Qwen3Model
-from .sampling import check_sampling, choose_token, top_p_filter
+from .sampling import check_group, check_sampling, choose_token, top_p_filter
 from .tokenizer import Qwen3Tokenizer
 
 # %% ../ch06/ch06.ipynb #a49c6147
@@ -191,7 +191,7 @@ def policy_gradient_loss(logps: torch.Tensor, advantages: torch.Tensor, mask: to
     """
     return -(advantages.detach() * (logps * mask).sum(dim=-1)).mean()
 
-# %% ../ch06/ch06.ipynb #c34284c1
+# %% ../ch06/ch06.ipynb #5c8cca36
 def compute_grpo_loss(
     model: Qwen3Model,
     tokenizer: Qwen3Tokenizer,
@@ -206,10 +206,7 @@ def compute_grpo_loss(
 
     Raises ValueError for fewer than two rollouts, which leave nothing to compare. Defined in ch06, 6.10.
     """
-    if num_rollouts < 2:
-        raise ValueError(f"num_rollouts must be at least 2, because a group is compared with itself; got {num_rollouts}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, because greedy rollouts are all alike; got {temperature}")
+    check_group(num_rollouts, temperature)
     # Stage 1: generate rollouts
     prompt = render_prompt(example["problem"])
     rollouts = sample_batch(model, tokenizer, [prompt], device, num_rollouts, max_new_tokens, temperature, top_p)

@@ -231,7 +231,7 @@ def group_data_flow() -> Figure:
 
     boxes = [
         ("Full ids", "prompt and\nresponses", NEUTRAL, f"G {TIMES} (P+T)"),
-        ("Forward", "one pass,\nlogits", POLICY, f"G{TIMES}(P+T){TIMES}V"),
+        ("Forward", "one pass,\nlogits", POLICY, f"G {TIMES} T {TIMES} V"),
         ("Log-probs", "of response\ntokens", POLICY, f"G {TIMES} T"),
         ("Mask, sum", f"{MINUS}6.0  {MINUS}8.0\n{MINUS}3.5  {MINUS}4.5", POLICY, "(G,)"),
         ("Loss", f"{MINUS}mean(A {TIMES}\nlog-prob)", POLICY, "scalar: 1.30"),

@@ -5,7 +5,7 @@ __all__ = ['Mixture', 'CARD', 'train_tokenizer', 'write_response', 'Recipe', 'do
            'next_token_loss', 'fit', 'measure_habits', 'final_number', 'write_reasoning', 'reasoning_documents',
            'pretrain_all', 'finish']
 
-# %% ../exercises/pretraining.ipynb #3a45d8e7
+# %% ../exercises/pretraining.ipynb #18f6ca53
 import random
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers.models import BPE
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .data import TRAIN_LEVELS, Story, generate_tiny_problems, render_prompt, tiny_stories
 from .evaluate import evaluate_model
@@ -125,13 +125,13 @@ def next_token_loss(model: Qwen3Model, ids: torch.Tensor, is_response: torch.Ten
     hidden = model.hidden_states(ids)[:, :-1][predicts]
     return F.cross_entropy(model.logits(hidden), ids[:, 1:][predicts], reduction="none")
 
-# %% ../exercises/pretraining.ipynb #06759699
+# %% ../exercises/pretraining.ipynb #a4bfbf78
 def fit(model: Qwen3Model, tokenizer: Qwen3Tokenizer, recipe: Recipe, source: Callable = documents) -> list[float]:
     """Train a model in place by a recipe on a source of documents; returns the loss of every step."""
     rng = random.Random(recipe.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.1)
     losses, mixture = [], None
-    bar = tqdm(range(recipe.steps), desc="training")
+    bar = tqdm(range(recipe.steps), desc="training", mininterval=2)
     for step in bar:
         if recipe.mixture(step) is not mixture:
             mixture = recipe.mixture(step)

@@ -20,6 +20,14 @@ def check_sampling(
         raise ValueError(f"top_p must be greater than 0 and at most 1, got {top_p}")
 
 
+def check_group(num_rollouts: int, temperature: float) -> None:
+    """ValueError unless a group of rollouts can be compared: at least two of them, and not greedy."""
+    if num_rollouts < 2:
+        raise ValueError(f"num_rollouts must be at least 2, to compare a group with itself; got {num_rollouts}")
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be a positive number, as greedy rollouts are all alike; got {temperature}")
+
+
 def top_p_filter(probas: torch.Tensor, top_p: float | None) -> torch.Tensor:
     """Keep the smallest set of most likely tokens whose probability reaches `top_p`, and renormalise.
 

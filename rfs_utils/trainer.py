@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .ch06 import (
     append_csv_metrics,
@@ -27,6 +27,7 @@ from .evaluate import Evaluation, evaluate_model
 from .models import load_model_and_tokenizer, save_model
 from .plots import plot_training, read_metrics, save_figure
 from .qwen3 import Qwen3Model
+from .sampling import check_group, check_sampling
 from .tokenizer import Qwen3Tokenizer
 
 METHODS = ("grpo",)
@@ -58,15 +59,11 @@ class TrainConfig:
         for name in ("steps", "prompts_per_step", "max_new_tokens", "eval_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.num_rollouts < 2:
-            raise ValueError(
-                f"num_rollouts must be at least 2, because a group is compared with itself; got {self.num_rollouts}"
-            )
-        for name in ("temperature", "lr", "max_grad_norm"):
+        check_group(self.num_rollouts, self.temperature)
+        check_sampling(top_p=self.top_p)
+        for name in ("lr", "max_grad_norm"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be greater than 0 and at most 1, got {self.top_p}")
 
 
 def train_step(

@@ -1,0 +1,40 @@
+"""Small random models and a tokenizer that tests share."""
+
+import pytest
+import torch
+
+from rfs_utils.pretrain import train_tokenizer
+from rfs_utils.qwen3 import Qwen3Model
+
+SMALL = {
+    "vocab_size": 512,
+    "context_length": 256,
+    "emb_dim": 32,
+    "n_heads": 4,
+    "n_layers": 2,
+    "hidden_dim": 48,
+    "head_dim": 16,
+    "n_kv_groups": 2,
+    "rope_base": 10_000.0,
+    "rms_norm_eps": 1e-6,
+    "dtype": torch.float32,
+}
+
+
+def random_model(**changes) -> Qwen3Model:
+    """A small model with random weights large enough that its predictions differ from uniform."""
+    torch.manual_seed(0)
+    model = Qwen3Model(SMALL | changes)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, mean=float(weight.dim() == 1), std=0.2)
+    return model.eval()
+
+
+@pytest.fixture
+def model() -> Qwen3Model:
+    return random_model()
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory):
+    return train_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer.json", num_problems=300)
