@@ -28,7 +28,7 @@ from .answers import (
     SetOperation,
     Text,
 )
-from .evaluate import FINE, NEGATIVE_POINT, POINTS, Evaluator, close, vanishes
+from .evaluate import FINE, NEGATIVE_POINT, POINTS, Evaluator, close, negligible, vanishes
 from .limits import MAX_VALUES, Budget, Rejected
 
 _PERCENT = (("percent", 1),)
@@ -62,13 +62,10 @@ class Comparison:
         value_a, value_b = evaluator.value(a), evaluator.value(b)
         if close(value_a, value_b):
             return True
-        if type(value_a) is float or type(value_b) is float:
-            return False
-        difference = evaluator.subtract(value_a, value_b)
-        if not evaluator.negligible(difference):
+        if not (negligible(value_a) and negligible(value_b)):
             return False
         finer = Evaluator(self.budget, evaluator.point, FINE)
-        return vanishes(difference, finer.subtract(finer.value(a), finer.value(b)))
+        return vanishes(value_a, finer.value(a)) and vanishes(value_b, finer.value(b))
 
     def is_defined(self, node: Node) -> bool:
         Evaluator(self.budget).value(node)
@@ -141,6 +138,8 @@ class Comparison:
             return self.equal(a.value, b)
         if type(a) is Sequence and type(b) is Scalar:  # the set {5} is the list of one solution
             return a.brackets in _UNORDERED and len(a.items) == 1 and self.equal(a.items[0], b)
+        if type(a) is Text and _lone_name(b):  # the letters in "A and B"
+            return len(a.key) == 1 and a.key.upper() == b.node[1]
         if type(a) is Choice and type(b) is Scalar:
             return b.node[0] in ("v", "c") and b.node[1].lower() == a.letter and b.unit is None
         return False
@@ -154,12 +153,13 @@ class Comparison:
 
     def same_sequence(self, a: Sequence, b: Sequence) -> bool:
         if a.brackets in _UNORDERED and b.brackets in _UNORDERED:
+            if _are_named(a.items) != _are_named(b.items):
+                return False  # "x = 2, y = 1" says which is which, "1, 2" does not
             return self.match(self.distinct(a), self.distinct(b))
         if a.brackets == b.brackets:
             return self.pairwise(a.items, b.items)
         for point, named in ((a, b), (b, a)):
-            if point.brackets == "()" and named.brackets == "" and \
-                    all(type(item) is Labelled for item in named.items):
+            if point.brackets == "()" and named.brackets == "" and _are_named(named.items):
                 return self.pairwise(point.items, _in_order(named.items))
         return False
 
@@ -347,6 +347,10 @@ def _has_variables(node) -> bool:
     if type(node) is tuple and node[0] == "v":
         return True
     return type(node) in (tuple, list) and any(_has_variables(part) for part in node)
+
+
+def _are_named(items: list) -> bool:
+    return bool(items) and all(type(item) is Labelled for item in items)
 
 
 def _in_order(named: list[Labelled]) -> list:

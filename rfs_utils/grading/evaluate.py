@@ -95,14 +95,6 @@ class Evaluator:
             raise Rejected("too_large")  # the smaller term would be lost in rounding
         return a + b
 
-    def subtract(self, a, b):
-        a, b, _ = self.pair(a, b)
-        return a - b
-
-    def negligible(self, a) -> bool:
-        """Small enough to be a rounding error of 40 digits (exact values have none)."""
-        return type(a) not in _EXACT and (not a or abs(a) < _TOLERANCE)
-
     def multiply(self, a, b):
         a, b, _ = self.pair(a, b)
         return a * b
@@ -310,11 +302,18 @@ def close(a, b) -> bool:
     return abs(a - b) <= _TOLERANCE * max(abs(a), abs(b))
 
 
+def negligible(a) -> bool:
+    """Zero, or small enough to be what rounding left of a zero."""
+    return not a or (type(a) not in _EXACT and abs(a) < _TOLERANCE)
+
+
 def vanishes(coarse, fine) -> bool:
-    """Whether a difference, computed with 40 and with 80 digits, is zero but for rounding.
+    """Whether a value, computed with 40 and with 80 digits, is zero but for rounding.
 
     A true value such as e^-100 is the same at both precisions; a rounding error shrinks.
     """
-    if not fine or not coarse:
-        return not fine
+    if not fine:
+        return True
+    if not coarse or type(coarse) in _EXACT:
+        return False
     return FINE.mag(fine) - NORMAL.mag(coarse) < -60

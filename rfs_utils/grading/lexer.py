@@ -51,12 +51,14 @@ _COMMANDS = {
     "&": ("&", ""), "land": ("sep", "and"), "lor": ("sep", "or"),
 }
 _ASCII_OPS = {"**": "^", "==": "=", "\\%": "%"}
+_PRODUCTS = frozenset(["abc", "pqr", "rst", "uvw", "xyz"])
+_VOWEL = re.compile("[aeiouy]")
 _MONEY = {"$": "dollar", "€": "euro", "£": "pound sterling", "₹": "rupee", "¢": "cent"}
 
 # No alternative repeats a group that itself repeats without bound, so matching is linear.
 _TOKEN = re.compile(r"""
     (?P<space>\ +)
-  | (?P<num>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)
+  | (?P<num>[0-9]+(?:\.[0-9]*)?|\.[0-9]+|\.(?=\\))
   | (?P<letters>[A-Za-z]+)
   | (?P<command>\\(?:[A-Za-z]+|.))
   | (?P<op>\*\*|<=|>=|!=|==|\+/-|[-+*/^_=<>(){}\[\],;|!%&])
@@ -127,6 +129,8 @@ def _number(text: str, start: int, match: re.Match, out: list[tuple], grouped: b
         return based.end()
     match = (grouped and _COMMAS.match(text, start)) or _BLANKS.match(text, start) or match
     digits, end = match[0].replace(",", "").replace(" ", ""), match.end()
+    if digits == ".":
+        raise Rejected("not_an_expression")
     if len(digits) > MAX_DIGITS:
         raise Rejected("too_many_digits")
     power = _POWER_OF_TEN.match(text, end)
@@ -141,13 +145,16 @@ def _number(text: str, start: int, match: re.Match, out: list[tuple], grouped: b
 def _letters(text: str, match: re.Match, out: list[tuple], in_text: bool) -> int:
     """A run of letters: a known name, a word of text, or a product of variables.
 
-    Words never become products, or "listen" would equal "silent". Two letters, and runs in
-    alphabetical order such as xyz, are products.
+    Words never become products, or "listen" would equal "silent". Two letters, and the three
+    letters that formulas use together (xyz), are products.
     """
     run, end = match[0], match.end()
-    after_number = bool(out) and out[-1][0] in ("num", ")", "}", "const")
+    after_number = bool(out) and out[-1][0] in ("num", ")", "}", "const", "word")
     if run.lower() in ("and", "or"):
         out.append(("sep", run.lower()))
+    elif run in ("sq", "cu") and after_number:
+        out.append(("word", run))
+        return end + text.startswith(".", end)
     elif in_text:
         out.append(("word", run))
     elif run in _NAMES:
@@ -164,13 +171,13 @@ def _letters(text: str, match: re.Match, out: list[tuple], in_text: bool) -> int
     elif run[:-1] in FUNCTIONS:
         out.append(("fn", run[:-1]))
         _letter(run[-1], out)
-    elif len(run) == 3 and run.islower() and ord(run[0]) + 2 == ord(run[1]) + 1 == ord(run[2]):
+    elif len(run) == 3 and "".join(sorted(run)) in _PRODUCTS:
         for letter in run[:2]:
             _letter(letter, out)
         return _variable(text, run[2], end, out)
     else:
         spaced = match.start() > 0 and text[match.start() - 1] == " "
-        countable = spaced and len(run) >= 4 and any(vowel in run for vowel in "aeiouy")
+        countable = after_number and spaced and len(run) >= 4 and _VOWEL.search(run)
         out.append(("word" if countable else "name", run))
     return end
 

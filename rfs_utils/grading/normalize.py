@@ -42,7 +42,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _DELIMITER_SIZE = re.compile(r"\\(?:left|right)(?![A-Za-z])\s*\.?"
                              r"|\\(?:big|Big|bigg|Bigg)[lrm]?(?![A-Za-z])")
 _STYLE = re.compile(r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits)(?![A-Za-z])"
-                    r"|\\(?:color|textcolor)\s*\{[^{}]*\}|(?<!\\)\\!|(?<=[0-9])\{,\}(?=[0-9])")
+                    r"|\\(?:color|textcolor)\s*\{[^{}]*\}|(?<!\\)\\! *|(?<=[0-9])\{,\}(?=[0-9])")
 _SPACING = re.compile(r"\\(?:quad|qquad|thinspace|enspace|space)(?![A-Za-z])|(?<!\\)\\[,;:> ]|~"
                       r"|\\[hv]space\*?\s*\{[^{}]*\}")
 _BIG_FRACTION = re.compile(r"\\[dtc](?=frac|binom)")

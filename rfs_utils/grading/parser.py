@@ -212,6 +212,8 @@ class _Parser:
         unit = self.unit
         if self.take("%"):
             return node, (("percent", 1),)
+        if self.kind == "money":
+            return node, ((self.next(), 1),)
         if self.kind not in ("word", "name"):
             return node, unit
         scale = units.SCALES.get(self.value.casefold())
@@ -228,7 +230,6 @@ class _Parser:
                 self.next()
                 if lower in ("square", "sq", "cubic", "cu"):
                     prefix = 2 if lower.startswith("sq") else 3
-                    self.take(".")
                     continue
                 if lower == "per" and powers:
                     sign = -1
@@ -263,8 +264,9 @@ class _Parser:
             raise Rejected("not_an_expression")
         if "percent" in powers and len(powers) > 1:
             raise Rejected("not_an_expression")
-        if unit == (("degree", 1),) and len(powers) == 1:  # 20 degrees Celsius
-            unit = None
+        if "celsius" in powers or "fahrenheit" in powers:  # 20 degrees Celsius
+            powers.pop("degree", None)
+            unit = None if unit == (("degree", 1),) else unit
         named = tuple(sorted(powers.items()))
         if named == (("unit", 1),):  # "5 units" says no more than 5
             named = ()
@@ -307,6 +309,8 @@ class _Parser:
                 choice = ("pm", self.signs, 1 if self.kind == "pm" else -1)
                 self.opposed = self.opposed or self.kind == "mp"
                 self.signs += 1
+            elif self.kind == "money":
+                self.unit = ((self.value, 1),)
             elif self.kind != "+":
                 break
             self.next()
@@ -443,9 +447,6 @@ class _Parser:
             return self.constant()
         if kind == "fn":
             return self.function()
-        if kind == "money":
-            self.unit = ((self.next(), 1),)
-            return self.atom()
         if kind == "repeat":
             return ("n", _repeating(*self.next()))
         if kind == "based":
@@ -488,7 +489,7 @@ class _Parser:
             return Sequence("()", [Scalar(("-", ("c", "inf"))), Scalar(("c", "inf"))])
         return ("c", name)
 
-    def based(self, digits: str) -> Based:
+    def based(self, digits: str) -> Based | Node:
         """52_8, 52_{8} or 52_{\\text{eight}}."""
         self.next()
         braces = self.take("{")
@@ -503,7 +504,7 @@ class _Parser:
             self.expect("}")
         if not 2 <= base <= 36:
             raise Rejected("not_an_expression")
-        return Based(digits.lstrip("0") or "0", base)
+        return ("n", number(digits)) if base == 10 else Based(digits.lstrip("0") or "0", base)
 
     def group(self):
         """Brackets: a point, interval or set, or only grouping when they hold one expression."""

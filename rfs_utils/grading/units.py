@@ -51,7 +51,7 @@ UNITS = {word: name for name, words in _SPELLINGS.items() for word in [name, *wo
 COMPOUND = {"mph": (("hour", -1), ("mile", 1)), "kph": (("hour", -1), ("kilometer", 1))}
 
 # Outside \text, only these short letter runs are units: "2k" or "5m" is a product of variables.
-BARE = frozenset("cm mm km kg mg ft lb lbs oz ml mL mph kph hr hrs sec min yd deg rad sq".split())
+BARE = frozenset("cm mm km kg mg ft lb lbs oz ml mL mph kph hr hrs sec min yd deg rad".split())
 
 SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9,
           "trillion": 10**12, "dozen": 12}
