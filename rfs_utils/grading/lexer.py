@@ -64,6 +64,7 @@ _TOKEN = re.compile(r"""
   | (?P<op>\*\*|<=|>=|!=|==|\+/-|[-+*/^_=<>(){}\[\],;|!%&])
   | (?P<money>[$€£₹¢])
 """, re.VERBOSE)
+_MAY_CONTINUE = frozenset(", \\(_eEABCDF")  # what a longer way of writing a number goes on with
 _COMMAS = re.compile(r"[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9]|,[0-9])(?:\.[0-9]+)?")
 _BLANKS = re.compile(r"[1-9][0-9]{0,2}(?: [0-9]{3})+(?![0-9/]| [0-9])(?:\.[0-9]+)?")
 _POWER_OF_TEN = re.compile(r"[eE]([+-]?[0-9]{1,3})(?![0-9A-Za-z.])")
@@ -117,6 +118,9 @@ def _number(text: str, start: int, match: re.Match, out: list[tuple], grouped: b
 
     Groups are strict: "58,50" is a list of two numbers, "4 5 6" three numbers, "1,234" one.
     """
+    if text[match.end():match.end() + 1] not in _MAY_CONTINUE and len(match[0]) <= MAX_DIGITS:
+        out.append(("num", match[0]))
+        return match.end()
     special = _REPEAT.match(text, start) or _REPEAT_PARENS.match(text, start)
     if special:
         if special.end() - start > MAX_DIGITS:

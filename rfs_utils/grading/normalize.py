@@ -39,15 +39,22 @@ _RAISED_RUN, _LOWERED_RUN = re.compile(f"[{_RAISED}]+"), re.compile(f"[{_LOWERED
 _TO_LINE = str.maketrans(_RAISED + _LOWERED, "0123456789+-ni" + "0123456789+-")
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-_DELIMITER_SIZE = re.compile(r"\\(?:left|right)(?![A-Za-z])\s*\.?"
-                             r"|\\(?:big|Big|bigg|Bigg)[lrm]?(?![A-Za-z])")
-_STYLE = re.compile(r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits)(?![A-Za-z])"
-                    r"|\\(?:color|textcolor)\s*\{[^{}]*\}|(?<!\\)\\! *|(?<=[0-9])\{,\}(?=[0-9])")
-_SPACING = re.compile(r"\\(?:quad|qquad|thinspace|enspace|space)(?![A-Za-z])|(?<!\\)\\[,;:> ]|~"
-                      r"|\\[hv]space\*?\s*\{[^{}]*\}")
-_BIG_FRACTION = re.compile(r"\\[dtc](?=frac|binom)")
+_MARKUP = re.compile(r"""
+    (?P<size>    \\(?:left|right)(?![A-Za-z])\s*\.?
+               | \\(?:big|Big|bigg|Bigg)[lrm]?(?![A-Za-z])
+               | \\(?:displaystyle|textstyle|scriptstyle|limits|nolimits)(?![A-Za-z])
+               | \\(?:color|textcolor)\s*\{[^{}]*\}
+               | (?<!\\)\\!\ * )
+  | (?P<comma>   (?<=[0-9])\{,\}(?=[0-9]) )
+  | (?P<spacing> \\(?:quad|qquad|thinspace|enspace|space)(?![A-Za-z])
+               | \\[hv]space\*?\s*\{[^{}]*\}
+               | (?<!\\)\\[,;:>\ ] | ~ )
+  | (?P<frac>    \\[dtc](?=frac|binom) )
+""", re.VERBOSE)
+_MARKUP_MEANS = {"size": "", "comma": ",", "spacing": " ", "frac": "\\"}
 _OPEN_DOLLAR = re.compile(r"(?<!\\)\$")
 _WRAPPERS = [("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`"), ('"', '"')]
+_MARKS = frozenset("\\$*`\". ")
 
 TEXT_COMMANDS = frozenset(
     "text mbox textrm textbf textit textnormal textsf texttt mathrm operatorname".split())
@@ -70,19 +77,17 @@ def clean(text: str) -> str:
     if _CONTROL.search(text):
         raise Rejected("control_character")
     text = text.strip()
-    if "\\" in text:
-        text = _BIG_FRACTION.sub(r"\\", text)
-        text = _DELIMITER_SIZE.sub("", text)
-    text = _unwrap(text)
     if "\\" in text or "~" in text or "{," in text:
-        text = _SPACING.sub(" ", _STYLE.sub("", text))
+        text = _MARKUP.sub(lambda match: _MARKUP_MEANS[match.lastgroup], text)
+    if text[:1] in _MARKS or text[-1:] in _MARKS:
+        text = _unwrap(text)
     return " ".join(text.split())
 
 
 def _unwrap(text: str) -> str:
     """Take off inline-math and Markdown marks and the full stop at the end of a sentence."""
     for _ in range(4):
-        before = text
+        before = text = text.strip()
         if "$" in text and len(_OPEN_DOLLAR.findall(text)) != 1:  # a single one is money
             text = _OPEN_DOLLAR.sub("", text)
         for left, right in _WRAPPERS:
@@ -90,7 +95,6 @@ def _unwrap(text: str) -> str:
                 text = text[len(left):-len(right)]
         if text.endswith(".") and not text.endswith(".."):
             text = text[:-1]
-        text = text.strip()
         if text == before:
             break
     return text

@@ -451,6 +451,12 @@ class _Parser:
             return ("n", _repeating(*self.next()))
         if kind == "based":
             return Based(*self.next())
+        if kind == "{" and self.tokens[self.position + 2][0] == "}" \
+                and self.tokens[self.position + 1][0] == "num":  # {14}, the most frequent group
+            self.next()
+            node = ("n", number(self.next()))
+            self.next()
+            return node
         self.enter()
         if kind in _OPENERS:
             node = self.group()

@@ -8,7 +8,11 @@ from .answers import Based, Choice, Clock, Scalar, Text
 from .compare import Comparison
 from .limits import MAX_DIGITS, Rejected
 from .normalize import open_fonts, plain, text_key
-from .parser import NUMBER_WORDS, parse
+from .parser import NUMBER_WORDS, number, parse
+
+# Most answers are plain numbers and fractions; reading these needs no parser.
+_SIMPLE = re.compile(r"(-?)(?:([0-9]+(?:\.[0-9]+)?)|([0-9]+)/([0-9]+)"
+                     r"|\\frac ?\{ ?([0-9]+) ?\} ?\{ ?([0-9]+) ?\})")
 
 
 class Reading(NamedTuple):
@@ -20,6 +24,12 @@ class Reading(NamedTuple):
 
 def read(text: str) -> Reading:
     """Understand a cleaned answer; what is not an expression becomes Text with the reason."""
+    simple = _SIMPLE.fullmatch(text)
+    if simple and len(text) < MAX_DIGITS:
+        sign, digits, top, bottom, top_of_frac, bottom_of_frac = simple.groups()
+        node = ("n", number(digits)) if digits else \
+            ("*", [("n", int(top or top_of_frac))], [("n", int(bottom or bottom_of_frac))])
+        return Reading(text, Scalar(("-", node) if sign else node))
     opened = open_fonts(text)
     words = plain(opened)
     meaning = _special(text, opened)
