@@ -1,0 +1,319 @@
+"""The value of an expression: exact while it can be, 40 digits after that.
+
+Values are int, Fraction, an mpmath number, or the float infinity (which takes part in nothing but
+a change of sign). Variables stand for fixed positive numbers, different ones at each of the sample
+points, so that equal expressions have equal values and different ones practically never do.
+"""
+
+import math
+from fractions import Fraction
+from functools import lru_cache
+from zlib import crc32
+
+import mpmath
+
+from .answers import Node
+from .limits import MAX_BITS, Budget, Rejected
+
+
+def _context(digits: int):
+    """A private mpmath context: its precision is set once, so threads cannot disturb each other.
+
+    Only functions that leave the context's precision alone are called below.
+    """
+    context = mpmath.mp.clone()
+    context.dps = digits
+    return context
+
+
+NORMAL, FINE = _context(40), _context(80)
+_TOLERANCE = NORMAL.mpf(10) ** -30
+_EXACT = frozenset([int, Fraction])
+_EXACT_BITS = 80  # a longer decimal could pass for an irrational number at this precision
+POINTS = (0, 1, 2)
+NEGATIVE_POINT = 3  # only for expressions with absolute values
+_HALF = Fraction(1, 2)
+_RECIPROCALS = {"sec": "cos", "csc": "sin", "cot": "tan"}
+_MPMATH_NAMES = {name: name for name in ("sin", "cos", "tan", "sinh", "cosh", "tanh", "ln", "exp")}
+_MPMATH_NAMES.update(arcsin="asin", arccos="acos", arctan="atan")
+
+
+@lru_cache(maxsize=1024)
+def sample(name: str, point: int) -> Fraction:
+    """The value of a variable at a sample point: between 1 and 5, negative at the last point."""
+    value = Fraction(7919 + crc32(f"{name}/{point}".encode()) % 31_607, 7919)
+    return -value if point == NEGATIVE_POINT else value
+
+
+class Evaluator:
+    """Evaluates expressions at one sample point, paying for each operation from the budget."""
+
+    def __init__(self, budget: Budget, point: int = 0, context=NORMAL):
+        self.budget = budget
+        self.point = point
+        self.mp = context
+        self.has_variables = False
+        self.has_bars = False
+
+    def value(self, node: Node):
+        return _OPERATIONS[node[0]](self, node)
+
+    # -- leaves ------------------------------------------------------------------------------------
+
+    def variable(self, node):
+        self.has_variables = True
+        return sample(node[1], self.point)
+
+    def constant(self, node):
+        name = node[1]
+        if name == "inf":
+            return math.inf
+        return +self.mp.pi if name == "pi" else self.mp.mpc(0, 1) if name == "i" else +self.mp.e
+
+    # -- arithmetic --------------------------------------------------------------------------------
+
+    def pair(self, a, b, cost: int = 3):
+        """Two values of one kind, exact or not; infinity is neither."""
+        kind_a, kind_b = type(a), type(b)
+        if kind_a in _EXACT and kind_b in _EXACT:
+            bits = max(_bits(a), _bits(b))
+            if bits > MAX_BITS:
+                raise Rejected("too_large")
+            self.budget.spend(2 + (bits * bits >> 19))
+            return a, b, True
+        if kind_a is float or kind_b is float:
+            raise Rejected("undefined")
+        self.budget.spend(cost)
+        return self.inexact(a), self.inexact(b), False
+
+    def inexact(self, a):
+        return _inexact(a, self.mp)
+
+    def add(self, a, b):
+        a, b, exact = self.pair(a, b)
+        if not exact and a and b and abs(self.mp.mag(a) - self.mp.mag(b)) > 60:
+            raise Rejected("too_large")  # the smaller term would be lost in rounding
+        return a + b
+
+    def multiply(self, a, b):
+        a, b, _ = self.pair(a, b)
+        return a * b
+
+    def divide(self, a, b):
+        a, b, exact = self.pair(a, b)
+        if not b:
+            raise Rejected("undefined")
+        if not exact:
+            return a / b
+        quotient = Fraction(a) / b
+        return quotient.numerator if quotient.denominator == 1 else quotient
+
+    def sum(self, node):
+        terms = node[1]
+        total = self.value(terms[0])
+        for term in terms[1:]:
+            total = self.add(total, self.value(term))
+        return total
+
+    def negative(self, node):
+        return -self.value(node[1])
+
+    def product(self, node):
+        _, factors, divisors = node
+        total = self.value(factors[0])
+        for factor in factors[1:]:
+            total = self.multiply(total, self.value(factor))
+        for divisor in divisors:
+            total = self.divide(total, self.value(divisor))
+        return total
+
+    # -- powers and roots --------------------------------------------------------------------------
+
+    def power(self, node):
+        return self.raise_to(self.value(node[1]), self.value(node[2]))
+
+    def root(self, node):
+        return self.raise_to(self.value(node[2]), Fraction(1, node[1]))
+
+    def raise_to(self, base, exponent):
+        """base^exponent: exact while small, and real for odd roots of negative numbers."""
+        self.pair(base, exponent)
+        exponent = _whole(exponent)
+        if type(base) in _EXACT:
+            if type(exponent) is int:
+                return self.whole_power(base, exponent)
+            if type(exponent) is Fraction:
+                if base < 0 and exponent.denominator % 2:
+                    sign = -1 if exponent.numerator % 2 else 1
+                    return sign * self.raise_to(-base, exponent)
+                root = _exact_root(base, exponent.denominator)
+                if root is not None:
+                    return self.whole_power(root, exponent.numerator)
+        if not base:
+            raise Rejected("undefined")
+        self.budget.spend(40)
+        base = self.inexact(base)
+        if type(exponent) is int:
+            if abs(exponent) > 10_000 or abs(self.mp.mag(base)) > 10_000:
+                raise Rejected("too_large")
+            return base ** exponent
+        if type(exponent) is Fraction and exponent == _HALF:
+            return self.mp.sqrt(base)
+        return self.mp.exp(self.moderate(self.inexact(exponent) * self.mp.ln(base), 14))
+
+    def whole_power(self, base, exponent: int):
+        if base in (0, 1, -1):
+            if base == 0 and exponent <= 0:
+                raise Rejected("undefined")
+            return base ** (abs(exponent) % 2 if base == -1 else 1)
+        bits = _bits(base)
+        if bits * abs(exponent) > MAX_BITS:
+            raise Rejected("too_large")
+        self.budget.spend((bits * exponent) ** 2 >> 19)
+        return base ** exponent if exponent >= 0 else Fraction(1) / base ** -exponent
+
+    # -- functions ---------------------------------------------------------------------------------
+
+    def moderate(self, a, bits: int = 30):
+        """An argument small enough for its function to be cheap and accurate."""
+        if a and self.mp.mag(a) > bits:
+            raise Rejected("too_large")
+        return a
+
+    def function(self, node):
+        name = node[1]
+        a = self.value(node[2])
+        if name == "abs":
+            self.has_bars = True
+            return abs(a)
+        if type(a) is float:
+            raise Rejected("undefined")
+        if name == "floor" or name == "ceil":
+            return self.rounded(a, name)
+        self.budget.spend(40)
+        a, mp = self.moderate(self.inexact(a)), self.mp
+        if name in _RECIPROCALS:
+            return self.divide(1, getattr(mp, _RECIPROCALS[name])(a))
+        if name == "ln" and not a:
+            raise Rejected("undefined")
+        if name == "exp" or name.endswith("h"):
+            self.moderate(a, 14)
+        return getattr(mp, _MPMATH_NAMES[name])(a)
+
+    def rounded(self, a, name: str) -> int:
+        if type(a) in _EXACT:
+            return math.floor(a) if name == "floor" else math.ceil(a)
+        if isinstance(a, self.mp.mpc):
+            raise Rejected("undefined")
+        self.moderate(a, 60)
+        return int(self.mp.floor(a) if name == "floor" else self.mp.ceil(a))
+
+    def logarithm(self, node):
+        base, a = self.value(node[1]), self.value(node[2])
+        self.pair(base, a, cost=100)
+        if not a or not base or base == 1:
+            raise Rejected("undefined")
+        return self.mp.ln(self.inexact(a)) / self.mp.ln(self.inexact(base))
+
+    def factorial(self, node):
+        n = _whole(self.value(node[1]))
+        if type(n) is not int or not 0 <= n <= 500:
+            raise Rejected("too_large")
+        self.budget.spend(n)
+        return math.factorial(n)
+
+    def binomial(self, node):
+        """n(n-1)...(n-k+1)/k!, for any n and a small whole k."""
+        n, k = _whole(self.value(node[1])), _whole(self.value(node[2]))
+        if type(k) is not int or not 0 <= k <= 500:
+            raise Rejected("too_large")
+        if type(n) is int and n >= 0:
+            if n < k:
+                return 0
+            k = min(k, n - k)
+        total = 1
+        for i in range(k):
+            total = self.divide(self.multiply(total, self.add(n, -i)), i + 1)
+        return total
+
+
+_OPERATIONS = {
+    "n": lambda evaluator, node: node[1],
+    "v": Evaluator.variable, "c": Evaluator.constant, "+": Evaluator.sum, "-": Evaluator.negative,
+    "*": Evaluator.product, "^": Evaluator.power, "root": Evaluator.root,
+    "fn": Evaluator.function, "log": Evaluator.logarithm, "!": Evaluator.factorial,
+    "binom": Evaluator.binomial,
+}
+
+
+def _bits(a: int | Fraction) -> int:
+    if type(a) is int:
+        return a.bit_length()
+    return max(a.numerator.bit_length(), a.denominator.bit_length())
+
+
+def _whole(a):
+    """A fraction with denominator 1 as the integer it is."""
+    return a.numerator if type(a) is Fraction and a.denominator == 1 else a
+
+
+def _inexact(a, context):
+    if type(a) is int:
+        return context.mpf(a)
+    if type(a) is Fraction:
+        return context.mpf(a.numerator) / a.denominator
+    return a
+
+
+def _exact_root(a: int | Fraction, k: int) -> int | Fraction | None:
+    """The k-th root of a number >= 0 when it is rational and small enough to try."""
+    if type(a) is Fraction:
+        top, bottom = _exact_root(a.numerator, k), _exact_root(a.denominator, k)
+        return None if top is None or bottom is None else Fraction(top, bottom)
+    if a < 0 or a.bit_length() > 2_048:
+        return None
+    root = math.isqrt(a) if k == 2 else _floor_root(a, k)
+    return root if root**k == a else None
+
+
+def _floor_root(a: int, k: int) -> int:
+    """Newton's method from above; the start exceeds the root by less than a factor of two."""
+    if a < 2:
+        return a
+    guess = 1 << -(-a.bit_length() // k)
+    while True:
+        better = ((k - 1) * guess + a // guess ** (k - 1)) // k
+        if better >= guess:
+            return guess
+        guess = better
+
+
+def close(a, b) -> bool:
+    """Exact values must be the same; others agree to a relative 1e-30."""
+    kind_a, kind_b = type(a), type(b)
+    exact_a, exact_b = kind_a in _EXACT, kind_b in _EXACT
+    if exact_a and exact_b:
+        return a == b
+    if kind_a is float or kind_b is float:  # infinity equals itself only
+        return kind_a is kind_b and a == b
+    if (exact_a and _bits(a) > _EXACT_BITS) or (exact_b and _bits(b) > _EXACT_BITS):
+        return False
+    a, b = _inexact(a, NORMAL), _inexact(b, NORMAL)
+    return abs(a - b) <= _TOLERANCE * max(abs(a), abs(b))
+
+
+def negligible(a) -> bool:
+    """Zero, or small enough to be what rounding left of a zero."""
+    return not a or (type(a) not in _EXACT and abs(a) < _TOLERANCE)
+
+
+def vanishes(coarse, fine) -> bool:
+    """Whether a value, computed with 40 and with 80 digits, is zero but for rounding.
+
+    A true value such as e^-100 is the same at both precisions; a rounding error shrinks.
+    """
+    if not fine:
+        return True
+    if not coarse or type(coarse) in _EXACT:
+        return False
+    return FINE.mag(fine) - NORMAL.mag(coarse) < -60

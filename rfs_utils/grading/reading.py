@@ -1,0 +1,116 @@
+"""Understanding one cleaned answer: special notations first, then the parser, else plain text."""
+
+import re
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from .answers import Based, Choice, Clock, Scalar, Text
+from .compare import Comparison
+from .limits import MAX_DIGITS, Rejected
+from .normalize import open_fonts, plain, text_key
+from .parser import NUMBER_WORDS, number, parse
+
+# Most answers are plain numbers and fractions; reading these needs no parser.
+_SIMPLE = re.compile(r"(-?)(?:([0-9]+(?:\.[0-9]+)?)|([0-9]+)/([0-9]+)"
+                     r"|\\frac ?\{ ?([0-9]+) ?\} ?\{ ?([0-9]+) ?\})")
+
+
+class Reading(NamedTuple):
+    """An answer as far as it was understood: its plain text and its meaning."""
+
+    plain: str
+    meaning: Any
+
+
+def read(text: str) -> Reading:
+    """Understand a cleaned answer; what is not an expression becomes Text with the reason."""
+    simple = _SIMPLE.fullmatch(text)
+    if simple and len(text) < MAX_DIGITS:
+        sign, digits, top, bottom, top_of_frac, bottom_of_frac = simple.groups()
+        node = ("n", number(digits)) if digits else \
+            ("*", [("n", int(top or top_of_frac))], [("n", int(bottom or bottom_of_frac))])
+        return Reading(text, Scalar(("-", node) if sign else node))
+    opened = open_fonts(text)
+    words = plain(opened)
+    meaning = _special(text, opened)
+    if meaning is None:
+        try:
+            meaning = Comparison().resolve(parse(text))
+        except Rejected as rejected:
+            meaning = Text(text_key(words), rejected.code)
+    return Reading(words, meaning)
+
+
+# The reference answers of a data set come back in every epoch.
+read_gold = lru_cache(maxsize=1024)(read)
+
+_INTRODUCED = re.compile(r"(?:the )?(?:answer |option |choice ){1,2}(?:is )?\(?([a-hj])\)?", re.I)
+_WRAPPED_LETTER = re.compile(r"\\(?:text|textbf|textrm|mbox|mathrm|mathbf) ?\{ ?\(?([A-HJ])\)? ?\}")
+_BRACKETED = re.compile(r"\(([A-HJa-hj])\)|([A-HJ])\)")
+_WITH_CONTENT = re.compile(r"(?:\(([A-HJ])\)|([A-HJ])[).:]) ([A-Za-z0-9\\$(\-].*)"
+                           r"|\(([a-hj])\) ([0-9\\$].*)")
+_OTHER_CHOICE = re.compile(r"\([A-Ja-j]\)|\b[B-HJ]\b|\b(?:or|and|not)\b|[A-Z]$")
+_CLOCK = re.compile(r"([0-9]{1,2}):([0-9]{2})(?::([0-9]{2}))? ?(?:([ap])\.? ?m)?", re.I)
+_SPELLED_BASE = re.compile(r"\(?([0-9][0-9A-F]*)\)? ?\(?(?:in )?base[ -]?([0-9]+|[a-z]+)\)?", re.I)
+_ORDINAL = re.compile(r"([0-9]+) ?\^? ?\{?(st|nd|rd|th)\}?")
+_SHORT_WORDS = frozenset("am an as at be by do go he if in is it me my no of on or so to up us "
+                         "we".split())
+
+
+def _special(text: str, opened: str):
+    """Answers with a notation of their own: choice letters, times, spelled bases, ordinals."""
+    if opened.isdigit():
+        return None
+    if opened[:1].isdigit():
+        return _clock(opened) or _spelled_base(opened) or _ordinal(opened)
+    if opened.casefold() in _SHORT_WORDS:  # "no" is a word, not the product of n and o
+        return Text(opened.casefold())
+    return _choice(text, opened)
+
+
+def _choice(text: str, opened: str) -> Choice | None:
+    """(C), C), Option C, \\text{C}, or the letter followed by its content: (C) 42.
+
+    A single bare letter stays a variable; it equals the choice all the same.
+    """
+    for match in (_BRACKETED.fullmatch(opened), _INTRODUCED.fullmatch(opened),
+                  _WRAPPED_LETTER.fullmatch(text)):
+        if match:
+            return Choice(next(filter(None, match.groups())).lower())
+    match = _WITH_CONTENT.fullmatch(opened)
+    if match is None:
+        return None
+    upper, after_upper, content, lower, lower_content = match.groups()
+    if _OTHER_CHOICE.search(content or lower_content):  # two letters are a hedge
+        return None
+    return Choice((upper or after_upper or lower).lower())
+
+
+def _clock(opened: str) -> Clock | None:
+    match = _CLOCK.fullmatch(opened)
+    if match is None:
+        return None
+    hours, minutes, seconds, half = match.groups()
+    return Clock((int(hours), int(minutes), int(seconds or 0)), (half or "").lower())
+
+
+def _spelled_base(opened: str) -> Based | None:
+    """52 base 8, 52 (base eight)."""
+    match = _SPELLED_BASE.fullmatch(opened)
+    if match is None:
+        return None
+    base = NUMBER_WORDS.get(match[2].lower(), 0)
+    if match[2].isdigit() and len(match[2]) < 3:
+        base = int(match[2])
+    return Based(match[1].upper().lstrip("0") or "0", base) if 2 <= base <= 36 else None
+
+
+def _ordinal(opened: str) -> Scalar | None:
+    """5th, 5^{\\text{th}}: a number whose unit is its place."""
+    match = _ORDINAL.fullmatch(opened)
+    if match is None or len(match[1]) > MAX_DIGITS:
+        return None
+    number = int(match[1])
+    ending = "th" if number % 100 in (11, 12, 13) else \
+        {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return Scalar(("n", number), (("ordinal", 1),)) if match[2] == ending else None
