@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 FIELDS = ("problem", "answer", "level", "type", "solution", "unique_id")
 TRAIN_LEVELS = (1, 2, 3, 4, 5)
-HARDER_LEVELS = (6, 7, 8)  # never trained on
+HARDER_LEVELS = (6, 7, 8)  # never in reinforcement learning; 8 not even in pre-training
 MAX_LEVEL = 11  # twelve events, one for each month
 MAX_TOTAL = 99
 

@@ -212,7 +212,7 @@ def format_report(
     rows = [(level, part, after.by("level")[level]) for level, part in before.by("level").items()]
     rows.append((f"all {len(before.records)} held-out", before, after))
     rows += [
-        (f"{level} (never trained)", part, harder_after.by("level")[level])
+        (f"{level} (not in RL)", part, harder_after.by("level")[level])
         for level, part in harder_before.by("level").items()
     ]
     lines += [

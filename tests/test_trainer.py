@@ -43,7 +43,7 @@ def test_a_run_writes_its_folder_and_prints_the_table(tmp_path, monkeypatch, cap
     assert load_file(folder / "model" / "model.safetensors")
     out = capsys.readouterr().out
     assert out.count("before: ") == out.count("after:  ") == 3
-    assert "Level 1" in out and "never trained" in out and str(folder.relative_to(tmp_path)) in out
+    assert "Level 1" in out and "not in RL" in out and str(folder.relative_to(tmp_path)) in out
     assert not list(folder.rglob(".*")), "no temporary file may stay"
 
 
