@@ -6,6 +6,7 @@ from .limits import MAX_CHARS
 
 _MAX_BRACES = 10_000
 _BRACE = re.compile(r"[{}]|\\[\s\S]")
+_BLANKS = re.compile(r"\s*")
 _NUMBER = re.compile(r"-?(?:[0-9]+/[0-9]+"
                      r"|(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?"
                      r"(?:[eE][+-]?[0-9]+)?|\.[0-9]+(?:[eE][+-]?[0-9]+)?)")
@@ -40,9 +41,7 @@ def _last_box(text: str) -> str:
     start = text.rfind("\\boxed")
     if start < 0:
         return ""
-    start += len("\\boxed")
-    while start < len(text) and text[start].isspace():
-        start += 1
+    start = _BLANKS.match(text, start + len("\\boxed")).end()
     if not text.startswith("{", start):
         return ""
     depth = 0

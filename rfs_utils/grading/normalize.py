@@ -52,13 +52,15 @@ _MARKUP = re.compile(r"""
   | (?P<frac>    \\[dtc](?=frac|binom) )
 """, re.VERBOSE)
 _MARKUP_MEANS = {"size": "", "comma": ",", "spacing": " ", "frac": "\\"}
+_UNION_LETTER = re.compile(r"(?<=[)\]]) ?U ?(?=[(\[])")
 _OPEN_DOLLAR = re.compile(r"(?<!\\)\$")
 _WRAPPERS = [("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`"), ('"', '"')]
 _MARKS = frozenset("\\$*`\". ")
 
 TEXT_COMMANDS = frozenset(
     "text mbox textrm textbf textit textnormal textsf texttt mathrm operatorname".split())
-FONT_COMMANDS = frozenset("mathbf mathit mathsf mathtt boldsymbol bm bf rm it boxed".split())
+FONT_COMMANDS = frozenset(
+    "mathbf mathit mathsf mathtt boldsymbol bm bf rm it boxed underline".split())
 _FONT_GROUP = re.compile(rf"\\(?:{'|'.join(sorted(TEXT_COMMANDS | FONT_COMMANDS))})"
                          r"(?![A-Za-z])\s*\{([^{}]*)\}")
 _LOOSE_SPACE = re.compile(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])")
@@ -81,6 +83,8 @@ def clean(text: str) -> str:
         text = _MARKUP.sub(lambda match: _MARKUP_MEANS[match.lastgroup], text)
     if text[:1] in _MARKS or text[-1:] in _MARKS:
         text = _unwrap(text)
+    if "U" in text:  # (1,2) U (3,4)
+        text = _UNION_LETTER.sub(r"\\cup ", text)
     return " ".join(text.split())
 
 

@@ -462,7 +462,7 @@ class _Parser:
             node = self.group()
         elif kind == "{":
             self.next()
-            node = _unwrap(self.item())
+            node = self.old_fraction(_unwrap(self.item()))
             self.expect("}")
         elif kind == "\\frac" or kind == "\\binom":
             self.next()
@@ -486,6 +486,14 @@ class _Parser:
             raise Rejected("not_an_expression")
         self.depth -= 1
         return node
+
+    def old_fraction(self, top):
+        """Plain TeX inside braces: {1 \\over 2} and {5 \\choose 2}."""
+        if self.take("\\over"):
+            return ("*", [_scalar(top)], [_scalar(_unwrap(self.item()))])
+        if self.take("\\choose"):
+            return ("binom", _scalar(top), _scalar(_unwrap(self.item())))
+        return top
 
     def constant(self):
         name = self.next()
@@ -517,6 +525,13 @@ class _Parser:
         opener = self.kind
         self.next()
         bars, self.in_bars = self.in_bars, 0
+        if opener == "set{" and self.kind == "var" and \
+                self.tokens[self.position + 1][0] in ("|", ":"):  # {x | x > 2} is x > 2
+            self.next()
+            self.next()
+            found = self.item()
+            self.expect("}set")
+            return found
         if self.kind == _OPENERS[opener]:
             found = Sequence("", [])
         else:

@@ -65,7 +65,8 @@ _NOT_UNITS = frozenset(
     "fewer than greater below above under to through until up down if for when where while except "
     "unless but only approximately about roughly almost nearly around least most exactly base is "
     "are was equals equal as per squares into score pair pairs couple double twice triple some any "
-    "all none one two three four five six seven eight nine ten".split())
+    "all none maybe perhaps probably possibly likely guess approx wrong incorrect false true "
+    "correct yes one two three four five six seven eight nine ten".split())
 
 
 def plural_free(word: str) -> str:
