@@ -114,7 +114,10 @@ GOLDS = ["5", "\\frac{1}{2}", "x^2+1", "(1,2)", "\\{1,2\\}", "\\text{(C)}", "52_
 
 
 def attack(text: str) -> float:
-    """Extract and grade a hostile text in every position; the seconds of the slowest call."""
+    """Extract and grade a hostile text in every position; the seconds of the slowest call.
+
+    These are seconds of this thread's work: what else the machine does must not fail a test.
+    """
     slowest = 0.0
     for call in [
         lambda: extract_final_candidate(text, None),
@@ -126,9 +129,9 @@ def attack(text: str) -> float:
         lambda: grade_answer(text + "+0", text),
         lambda: grading.check_gold([text]),
     ]:
-        start = time.perf_counter()
+        start = time.thread_time()
         call()
-        slowest = max(slowest, time.perf_counter() - start)
+        slowest = max(slowest, time.thread_time() - start)
     return slowest
 
 
@@ -156,9 +159,8 @@ def test_hostile_inputs_are_wrong_and_run_nothing(nothing_executed):
 
 
 def test_hostile_inputs_take_no_time():
-    slow = [(seconds, text[:60]) for text in HOSTILE if (seconds := attack(text)) > 0.1]
-    # A busy machine may stall any single call: only what is slow again counts.
-    assert not [(text, attack(text)) for _, text in slow if attack(text) > 0.1]
+    slow = [text for text in HOSTILE if attack(text) > 0.1]
+    assert not [text[:60] for text in slow if attack(text) > 0.1]
 
 
 def test_hostile_inputs_take_no_memory():
@@ -251,7 +253,8 @@ PIECES = """0 1 2 5 10 .5 3.14 1,234 1e3 x y n e i \\pi \\theta a_1 + - * / ^ **
 \\ge \\ne \\pm \\mp \\cdot \\times ( ) [ ] { } \\{ \\} , ; | & \\\\ _ % \\% $ \\$ \\frac \\frac{1}{2}
 \\dfrac \\sqrt \\sqrt{2} \\sqrt[3] \\binom \\sin \\cos^2 \\log_2 \\ln \\text{ \\text{cm}
 \\mathbf{ \\left( \\right) \\left. \\boxed{ \\begin{pmatrix} \\end{pmatrix} \\cup \\cap \\in \\infty
-\\emptyset \\mathbb{R} ^\\circ ^{ _{ _8 and or cm percent million (C) C) apples per square
+\\emptyset \\mathbb{R} ^\\circ ^{ _{ _8 and or cm
+percent million (C) C) apples per square
 \\overline{3} . ' " ` ~ \\! \\, \\lfloor \\rfloor \\langle \\rangle \\angle f( f(x)= x= √ ² ½ π ° −
 \x00 \u200b é 五 10:30 base 5th \\approx \\setminus \\color{red}""".split() + [" ", "\n"]
 
