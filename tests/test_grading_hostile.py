@@ -255,7 +255,8 @@ PIECES = """0 1 2 5 10 .5 3.14 1,234 1e3 x y n e i \\pi \\theta a_1 + - * / ^ **
 \\mathbf{ \\left( \\right) \\left. \\boxed{ \\begin{pmatrix} \\end{pmatrix} \\cup \\cap \\in \\infty
 \\emptyset \\mathbb{R} ^\\circ ^{ _{ _8 and or cm
 percent million (C) C) apples per square
-\\overline{3} . ' " ` ~ \\! \\, \\lfloor \\rfloor \\langle \\rangle \\angle f( f(x)= x= √ ² ½ π ° −
+\\overline{3} . ' " ` ~ \\! \\, \\lfloor \\rfloor \\langle \\rangle \\angle f( f(x)=
+x= √ ² ½ π ° −
 \x00 \u200b é 五 10:30 base 5th \\approx \\setminus \\color{red}""".split() + [" ", "\n"]
 
 

@@ -24,7 +24,7 @@ def extract_final_candidate(text: str, fallback: str | None = "number_then_full"
         raise ValueError(f"unknown fallback: {fallback!r}")
     if not isinstance(text, str):
         return ""
-    boxed = _last_box(text)
+    boxed = last_box(text)
     if boxed:
         return _strip_dollars(boxed)
     if fallback is None:
@@ -32,7 +32,7 @@ def extract_final_candidate(text: str, fallback: str | None = "number_then_full"
     return _last_number(text) or ("" if fallback == "number_only" else text)
 
 
-def _last_box(text: str) -> str:
+def last_box(text: str) -> str:
     """What the last \\boxed holds, by one linear scan for its closing brace.
 
     Blanks may stand before the brace; with anything else there, or without an end, it holds
