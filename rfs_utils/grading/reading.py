@@ -5,10 +5,11 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from .answers import Based, Choice, Clock, Scalar, Text
+from .arithmetic import NUMBER_WORDS, number
 from .compare import Comparison
 from .limits import MAX_DIGITS, Rejected
 from .normalize import open_fonts, plain, text_key
-from .parser import NUMBER_WORDS, number, parse
+from .parser import parse
 
 # Most answers are plain numbers and fractions; reading these needs no parser.
 _SIMPLE = re.compile(r"(-?)(?:([0-9]+(?:\.[0-9]+)?)|([0-9]+)/([0-9]+)"
