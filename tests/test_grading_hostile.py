@@ -250,7 +250,8 @@ def test_things_that_are_no_text():
 # -- fuzzing ---------------------------------------------------------------------------------------
 
 PIECES = """0 1 2 5 10 .5 3.14 1,234 1e3 x y n e i \\pi \\theta a_1 + - * / ^ ** ! = < > <= \\le
-\\ge \\ne \\pm \\mp \\cdot \\times ( ) [ ] { } \\{ \\} , ; | & \\\\ _ % \\% $ \\$ \\frac \\frac{1}{2}
+\\ge \\ne \\pm \\mp \\cdot \\times ( ) [ ] { } \\{ \\} , ; | & \\\\ _ % \\% $ \\$ \\frac
+\\frac{1}{2}
 \\dfrac \\sqrt \\sqrt{2} \\sqrt[3] \\binom \\sin \\cos^2 \\log_2 \\ln \\text{ \\text{cm}
 \\mathbf{ \\left( \\right) \\left. \\boxed{ \\begin{pmatrix} \\end{pmatrix} \\cup \\cap \\in \\infty
 \\emptyset \\mathbb{R} ^\\circ ^{ _{ _8 and or cm

@@ -29,6 +29,8 @@ def parse(text: str):
 
 
 class Parser(Arithmetic):
+    """The upper levels of the grammar."""
+
     def items(self):
         """One answer, or the bare list of several."""
         found = [self.item()]
@@ -42,8 +44,7 @@ class Parser(Arithmetic):
         if len(found) == 1:
             return found[0]
         joined_by.discard(",")
-        return Sequence("", found) if len(joined_by) != 1 else \
-            Sequence(joined_by.pop(), found)
+        return Sequence(joined_by.pop() if len(joined_by) == 1 else "", found)
 
     def item(self):
         """A side, a relation, or a labelled value such as `f(x) = ...` or `Area = ...`."""
