@@ -58,11 +58,14 @@ def check_gold(problems: Iterable[str | Mapping]) -> list[tuple[int, str, str]]:
     for index, problem in enumerate(problems):
         gold = problem["answer"] if isinstance(problem, Mapping) else problem
         try:
-            reading = read(clean(gold))
+            text = clean(gold)
+            if not text:
+                raise Rejected("empty")
+            reading = read(text)
             if isinstance(reading.meaning, Text) and reading.meaning.code:
                 reason = reading.meaning.code
             else:
-                reason = "" if _compare(reading, read(clean(gold))) else "unequal_to_itself"
+                reason = "" if _compare(reading, read(text)) else "unequal_to_itself"
         except Rejected as rejected:
             reason = rejected.code
         except Exception:

@@ -183,7 +183,7 @@ class Comparison:
         rest = list(b)
         for item in a:
             for i, other in enumerate(rest):
-                self.budget.spend(4)
+                self.budget.spend(10)
                 if self.equal(item, other):
                     del rest[i]
                     break

@@ -79,7 +79,7 @@ class Evaluator:
             bits = max(_bits(a), _bits(b))
             if bits > MAX_BITS:
                 raise Rejected("too_large")
-            self.budget.spend(2 + (bits * bits >> 19))
+            self.budget.spend(4 + (bits * bits >> 19))
             return a, b, True
         if kind_a is float or kind_b is float:
             raise Rejected("undefined")

@@ -6,6 +6,7 @@ from .limits import MAX_CHARS
 
 _MAX_BRACES = 10_000
 _BRACE = re.compile(r"[{}]|\\[\s\S]")
+_BLANKS = re.compile(r"\s*")
 _NUMBER = re.compile(r"-?(?:[0-9]+/[0-9]+"
                      r"|(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?"
                      r"(?:[eE][+-]?[0-9]+)?|\.[0-9]+(?:[eE][+-]?[0-9]+)?)")
@@ -23,7 +24,7 @@ def extract_final_candidate(text: str, fallback: str | None = "number_then_full"
         raise ValueError(f"unknown fallback: {fallback!r}")
     if not isinstance(text, str):
         return ""
-    boxed = _last_box(text)
+    boxed = last_box(text)
     if boxed:
         return _strip_dollars(boxed)
     if fallback is None:
@@ -31,7 +32,7 @@ def extract_final_candidate(text: str, fallback: str | None = "number_then_full"
     return _last_number(text) or ("" if fallback == "number_only" else text)
 
 
-def _last_box(text: str) -> str:
+def last_box(text: str) -> str:
     """What the last \\boxed holds, by one linear scan for its closing brace.
 
     Blanks may stand before the brace; with anything else there, or without an end, it holds
@@ -40,9 +41,7 @@ def _last_box(text: str) -> str:
     start = text.rfind("\\boxed")
     if start < 0:
         return ""
-    start += len("\\boxed")
-    while start < len(text) and text[start].isspace():
-        start += 1
+    start = _BLANKS.match(text, start + len("\\boxed")).end()
     if not text.startswith("{", start):
         return ""
     depth = 0

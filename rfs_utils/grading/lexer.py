@@ -35,7 +35,8 @@ _GREEK = ("alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iot
 _COMMANDS = {
     **{name: ("var", "\\" + name.removeprefix("var")) for name in _GREEK},
     **{name: ("fn", name) for name in FUNCTIONS - {"sqrt", "abs", "cbrt"}},
-    **{name: ("\\" + name, "") for name in ("frac", "sqrt", "binom", "circ", "setminus")},
+    **{name: ("\\" + name, "") for name in ("frac", "sqrt", "binom", "circ", "setminus",
+                                              "over", "choose")},
     **{name: ("*", "") for name in ("cdot", "times", "ast")}, "div": ("/", ""),
     "pi": ("const", "pi"), "infty": ("const", "inf"),
     "emptyset": ("const", "empty"), "varnothing": ("const", "empty"),
@@ -61,7 +62,7 @@ _TOKEN = re.compile(r"""
   | (?P<num>[0-9]+(?:\.[0-9]*)?|\.[0-9]+|\.(?=\\))
   | (?P<letters>[A-Za-z]+)
   | (?P<command>\\(?:[A-Za-z]+|.))
-  | (?P<op>\*\*|<=|>=|!=|==|\+/-|[-+*/^_=<>(){}\[\],;|!%&])
+  | (?P<op>\*\*|<=|>=|!=|==|\+/-|[-+*/^_=<>(){}\[\],;:|!%&])
   | (?P<money>[$€£₹¢])
 """, re.VERBOSE)
 _MAY_CONTINUE = frozenset(", \\(_eEABCDF")  # what a longer way of writing a number goes on with

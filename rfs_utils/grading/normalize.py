@@ -7,6 +7,7 @@ font size disappear, wrappers such as `$...$`, `**...**` or a final full stop ar
 import re
 import unicodedata
 
+from .extract import last_box
 from .limits import MAX_CHARS, Rejected
 
 _GREEK = ("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho "
@@ -52,13 +53,15 @@ _MARKUP = re.compile(r"""
   | (?P<frac>    \\[dtc](?=frac|binom) )
 """, re.VERBOSE)
 _MARKUP_MEANS = {"size": "", "comma": ",", "spacing": " ", "frac": "\\"}
+_UNION_LETTER = re.compile(r"(?<=[)\]]) ?U ?(?=[(\[])")
 _OPEN_DOLLAR = re.compile(r"(?<!\\)\$")
 _WRAPPERS = [("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`"), ('"', '"')]
 _MARKS = frozenset("\\$*`\". ")
 
 TEXT_COMMANDS = frozenset(
     "text mbox textrm textbf textit textnormal textsf texttt mathrm operatorname".split())
-FONT_COMMANDS = frozenset("mathbf mathit mathsf mathtt boldsymbol bm bf rm it boxed".split())
+FONT_COMMANDS = frozenset(
+    "mathbf mathit mathsf mathtt boldsymbol bm bf rm it underline".split())
 _FONT_GROUP = re.compile(rf"\\(?:{'|'.join(sorted(TEXT_COMMANDS | FONT_COMMANDS))})"
                          r"(?![A-Za-z])\s*\{([^{}]*)\}")
 _LOOSE_SPACE = re.compile(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])")
@@ -81,6 +84,8 @@ def clean(text: str) -> str:
         text = _MARKUP.sub(lambda match: _MARKUP_MEANS[match.lastgroup], text)
     if text[:1] in _MARKS or text[-1:] in _MARKS:
         text = _unwrap(text)
+    if "U" in text:  # (1,2) U (3,4)
+        text = _UNION_LETTER.sub(r"\\cup ", text)
     return " ".join(text.split())
 
 
@@ -90,6 +95,10 @@ def _unwrap(text: str) -> str:
         before = text = text.strip()
         if "$" in text and len(_OPEN_DOLLAR.findall(text)) != 1:  # a single one is money
             text = _OPEN_DOLLAR.sub("", text)
+        if text.startswith("\\boxed{"):
+            inside = last_box(text)
+            if len(inside) + len("\\boxed{}") == len(text):
+                text = inside
         for left, right in _WRAPPERS:
             if text.startswith(left) and text.endswith(right) and len(text) > len(left + right):
                 text = text[len(left):-len(right)]

@@ -5,10 +5,11 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from .answers import Based, Choice, Clock, Scalar, Text
+from .arithmetic import NUMBER_WORDS, number
 from .compare import Comparison
 from .limits import MAX_DIGITS, Rejected
 from .normalize import open_fonts, plain, text_key
-from .parser import NUMBER_WORDS, number, parse
+from .parser import parse
 
 # Most answers are plain numbers and fractions; reading these needs no parser.
 _SIMPLE = re.compile(r"(-?)(?:([0-9]+(?:\.[0-9]+)?)|([0-9]+)/([0-9]+)"
@@ -51,7 +52,8 @@ _WITH_CONTENT = re.compile(r"(?:\(([A-HJ])\)|([A-HJ])[).:]) ([A-Za-z0-9\\$(\-].*
                            r"|\(([a-hj])\) ([0-9\\$].*)")
 _OTHER_CHOICE = re.compile(r"\([A-Ja-j]\)|\b[B-HJ]\b|\b(?:or|and|not)\b|[A-Z]$")
 _CLOCK = re.compile(r"([0-9]{1,2}):([0-9]{2})(?::([0-9]{2}))? ?(?:([ap])\.? ?m)?", re.I)
-_SPELLED_BASE = re.compile(r"\(?([0-9][0-9A-F]*)\)? ?\(?(?:in )?base[ -]?([0-9]+|[a-z]+)\)?", re.I)
+_SPELLED_BASE = re.compile(r"\(?([0-9][0-9A-F]*)\)? ?(?:\(?(?:in )?base[ -]?|_ ?\{?)"
+                           r"([0-9]+|[a-z]+)[)}]?", re.I)
 _ORDINAL = re.compile(r"([0-9]+) ?\^? ?\{?(st|nd|rd|th)\}?")
 _SHORT_WORDS = frozenset("am an as at be by do go he if in is it me my no of on or so to up us "
                          "we".split())
@@ -61,7 +63,7 @@ def _special(text: str, opened: str):
     """Answers with a notation of their own: choice letters, times, spelled bases, ordinals."""
     if opened.isdigit():
         return None
-    if opened[:1].isdigit():
+    if opened[:1].isdigit() or opened[:2].strip("(").isdigit():
         return _clock(opened) or _spelled_base(opened) or _ordinal(opened)
     if opened.casefold() in _SHORT_WORDS:  # "no" is a word, not the product of n and o
         return Text(opened.casefold())
@@ -94,14 +96,16 @@ def _clock(opened: str) -> Clock | None:
     return Clock((int(hours), int(minutes), int(seconds or 0)), (half or "").lower())
 
 
-def _spelled_base(opened: str) -> Based | None:
-    """52 base 8, 52 (base eight)."""
+def _spelled_base(opened: str) -> Based | Scalar | None:
+    """52 base 8, 52 (base eight), (52)_8."""
     match = _SPELLED_BASE.fullmatch(opened)
     if match is None:
         return None
     base = NUMBER_WORDS.get(match[2].lower(), 0)
     if match[2].isdigit() and len(match[2]) < 3:
         base = int(match[2])
+    if base == 10 and match[1].isdigit():
+        return Scalar(("n", int(match[1])))
     return Based(match[1].upper().lstrip("0") or "0", base) if 2 <= base <= 36 else None
 
 

@@ -5,6 +5,10 @@ A unit is a sorted tuple of (name, power) pairs, so "square centimeters", "cm^2"
 is being counted ("12 apples"), unless they could change the value ("12 hundred", "5 or more").
 """
 
+from .answers import Node
+from .cursor import Cursor
+from .limits import Rejected
+
 _SPELLINGS = {
     "centimeter": "cm centimeters centimetre centimetres",
     "millimeter": "mm millimeters millimetre millimetres",
@@ -65,7 +69,8 @@ _NOT_UNITS = frozenset(
     "fewer than greater below above under to through until up down if for when where while except "
     "unless but only approximately about roughly almost nearly around least most exactly base is "
     "are was equals equal as per squares into score pair pairs couple double twice triple some any "
-    "all none one two three four five six seven eight nine ten".split())
+    "all none maybe perhaps probably possibly likely guess approx wrong incorrect false true "
+    "correct yes one two three four five six seven eight nine ten".split())
 
 
 def plural_free(word: str) -> str:
@@ -82,3 +87,86 @@ def is_counting_word(word: str) -> bool:
 def base_unit(word: str) -> str | None:
     """The canonical name of a known unit, or None."""
     return UNITS.get(word) or (UNITS.get(word.casefold()) if len(word) > 2 else None)
+
+
+class UnitReader(Cursor):
+    """The part of the parser that reads what follows a number."""
+
+    def trailing_unit(self, node: Node) -> tuple[Node, tuple | None]:
+        """Read "\\%", "cm^2", "square feet", "miles per hour", "million dollars" after a number."""
+        unit = self.unit
+        if self.take("%"):
+            return node, (("percent", 1),)
+        if self.kind == "money":
+            return node, ((self.next(), 1),)
+        if self.kind not in ("word", "name"):
+            return node, unit
+        scale = SCALES.get(self.value.casefold())
+        if scale:
+            self.next()
+            node = ("*", [node, ("n", scale)], [])
+        powers: dict[str, int] = {}
+        sign, prefix, count = 1, 1, 0
+        while True:
+            if self.kind in ("word", "name"):
+                word = self.value
+                lower = word.casefold()
+                self_standing = self.kind == "word"
+                self.next()
+                if lower in ("square", "sq", "cubic", "cu"):
+                    prefix = 2 if lower.startswith("sq") else 3
+                    continue
+                if lower == "per" and powers:
+                    sign = -1
+                    continue
+                if lower in ("squared", "cubed") and powers:
+                    last = next(reversed(powers))
+                    powers[last] *= 2 if lower == "squared" else 3
+                    continue
+                if word in COMPOUND:
+                    powers.update(COMPOUND[word])
+                    continue
+                name = base_unit(word)
+                if name is None:
+                    if not (self_standing and is_counting_word(word)):
+                        raise Rejected("not_an_expression")
+                    name, count = plural_free(word), count + 1
+                    if count > 3:
+                        raise Rejected("not_an_expression")
+                power = prefix * self.unit_power()
+                powers[name] = powers.get(name, 0) + sign * power
+                sign = prefix = 1
+            elif self.kind == "/" and powers:
+                self.next()
+                sign = -1
+                if self.kind not in ("word", "name"):
+                    raise Rejected("not_an_expression")
+            elif self.kind in ("*", "-") and powers and self.tokens[self.position + 1][0] == "word":
+                self.next()
+            else:
+                break
+        if sign == -1 or prefix != 1:
+            raise Rejected("not_an_expression")
+        if "percent" in powers and len(powers) > 1:
+            raise Rejected("not_an_expression")
+        if "celsius" in powers or "fahrenheit" in powers:  # 20 degrees Celsius
+            powers.pop("degree", None)
+            unit = None if unit == (("degree", 1),) else unit
+        named = tuple(sorted(powers.items()))
+        if named == (("unit", 1),):  # "5 units" says no more than 5
+            named = ()
+        if unit and named and unit != named:
+            raise Rejected("not_an_expression")
+        return node, named or unit
+
+    def unit_power(self) -> int:
+        if not self.take("^"):
+            return 1
+        braces = self.take("{")
+        negative = self.take("-")
+        digits = self.expect("num")
+        if braces:
+            self.expect("}")
+        if len(digits) != 1 or not digits.isdigit():
+            raise Rejected("not_an_expression")
+        return -int(digits) if negative else int(digits)
