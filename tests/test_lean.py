@@ -15,6 +15,7 @@ from rfs_utils.ch06 import (
 )
 from rfs_utils.optim import make_optimizer
 from rfs_utils.qwen3 import KVCache, Qwen3Model
+from rfs_utils.sampling import top_p_filter
 
 CONFIG = {
     "vocab_size": 61,
@@ -250,6 +251,40 @@ def test_a_long_response_is_checkpointed_and_the_flag_comes_back():
     model.trf_blocks[0].register_forward_hook(lambda *_: seen.append(model.gradient_checkpointing))
     lean.backpropagate(model, rollouts, lean.policy_gradient_part(ADVANTAGES), max_tokens=8)
     assert True in seen and model.gradient_checkpointing is False
+
+
+# --- the nucleus ----------------------------------------------------------------------------------
+
+
+def sorted_nucleus(probas, top_p):
+    """Top-p by its definition, for one row: the likeliest, the first of equals, until they hold `top_p`."""
+    ranked, order = probas.double().sort(descending=True, stable=True)
+    taken = order[ranked.cumsum(0) - ranked < top_p]
+    kept = torch.zeros_like(probas)
+    kept[taken] = probas[taken]
+    return kept / kept.sum()
+
+
+@pytest.mark.parametrize("top_p", [1e-6, 0.1, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("scale", [0.0, 0.1, 2.0, 8.0])
+def test_the_nucleus_of_a_large_vocabulary_is_found_without_sorting(scale, top_p):
+    torch.manual_seed(0)
+    logits = scale * torch.randn(2, 20_000)
+    logits[:, ::3] = logits[:, :1]  # many equal numbers
+    probas = torch.softmax(logits, dim=-1)
+    found = top_p_filter(probas, top_p)
+    for row, expected in zip(found, (sorted_nucleus(row, top_p) for row in probas), strict=True):
+        assert torch.equal(row > 0, expected > 0)
+        torch.testing.assert_close(row, expected)
+
+
+def test_the_nucleus_without_rounding_is_exact_and_keeps_the_first_of_equals():
+    probas = torch.zeros(2**14)
+    probas[[5, 70, 900, 1000]] = torch.tensor([0.125, 0.5, 0.125, 0.25])  # sums of powers of two are exact
+    for top_p, kept in ((0.4, [70]), (0.5, [70]), (0.51, [70, 1000]), (0.8, [5, 70, 1000]), (0.875, [5, 70, 1000])):
+        assert top_p_filter(probas[None], top_p)[0].nonzero().squeeze(1).tolist() == kept
+    assert torch.equal(top_p_filter(probas[None], 0.95)[0], probas)
+    assert torch.equal(top_p_filter(0.5 * probas[None], 0.9)[0], probas)  # top_p is never reached: all stay
 
 
 # --- the cache and sampling -----------------------------------------------------------------------
