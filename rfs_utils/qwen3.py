@@ -8,6 +8,7 @@ sequence lives in the cache, so that one model can serve several caches.
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 QWEN3_CONFIG_06B = {
     "vocab_size": 151_936,
@@ -45,6 +46,8 @@ class KVCache:
     positions filled. `num_pad`, shape (batch,), is the number of left-padding positions of each row, or None.
     """
 
+    differentiable = False  # the buffers are overwritten in place, which autograd does not allow
+
     def __init__(self, n_layers: int, capacity: int = 0):
         self.layers: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * n_layers
         self.capacity = capacity
@@ -77,7 +80,9 @@ class KVCache:
         self._map(lambda x: x[rows])
 
     def _map(self, f) -> None:
-        self.layers = [None if kv is None else (f(kv[0]), f(kv[1])) for kv in self.layers]
+        for layer, kv in enumerate(self.layers):  # one at a time, so that only one layer exists twice
+            if kv is not None:
+                self.layers[layer] = (f(kv[0]), f(kv[1]))
         if self.num_pad is not None:
             self.num_pad = f(self.num_pad)
 
@@ -147,10 +152,12 @@ class GroupedQueryAttention(nn.Module):
         v = heads(self.W_value(x))
         if cache is not None:
             k, v = cache.update(self.layer, k, v)
-        # Without a mask tensor the kernel's own causal rule applies; a single new token sees everything.
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None and tokens > 1, enable_gqa=True
-        )
+        if tokens == 1:
+            # Query heads that share a key-value head act as its queries, so that keys and values are not repeated.
+            q = q.reshape(batch, k.shape[1], -1, self.head_dim)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).reshape(batch, -1, 1, self.head_dim)
+        else:  # without a mask tensor the kernel's own causal rule applies
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
         return self.out_proj(out.transpose(1, 2).reshape(batch, tokens, -1))
 
 
@@ -168,11 +175,16 @@ class TransformerBlock(nn.Module):
 
 
 class Qwen3Model(nn.Module):
-    """A Qwen3 language model; `cfg` is a dictionary like QWEN3_CONFIG_06B."""
+    """A Qwen3 language model; `cfg` is a dictionary like QWEN3_CONFIG_06B.
+
+    With `gradient_checkpointing` set to True, a forward pass that records gradients keeps only the input of every
+    block and computes the rest again in the backward pass: less memory, a third more time, the same gradient.
+    """
 
     def __init__(self, cfg: dict):
         super().__init__()
         self.cfg = cfg
+        self.gradient_checkpointing = False
         self.tok_emb = nn.Embedding(cfg["vocab_size"], cfg["emb_dim"], dtype=cfg["dtype"])
         self.trf_blocks = nn.ModuleList(TransformerBlock(cfg, i) for i in range(cfg["n_layers"]))
         self.final_norm = RMSNorm(cfg["emb_dim"], cfg["rms_norm_eps"], cfg["dtype"])
@@ -198,7 +210,11 @@ class Qwen3Model(nn.Module):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of final hidden states; unless `cfg["tied"]` is False, the head is the embedding matrix."""
-        return F.linear(hidden, (self.tok_emb if self.cfg.get("tied", True) else self.out_head).weight)
+        return F.linear(hidden, self.head_weight())
+
+    def head_weight(self) -> torch.Tensor:
+        """Weight of the output head, (vocab_size, emb_dim)."""
+        return (self.tok_emb if self.cfg.get("tied", True) else self.out_head).weight
 
     def hidden_states(self, in_idx, cache=None, num_pad=None) -> torch.Tensor:
         """Final hidden states, (batch, tokens, emb_dim); arguments as in `forward`."""
@@ -214,8 +230,13 @@ class Qwen3Model(nn.Module):
             num_pad = cache.num_pad
         rope, mask = self._positions(start, end, num_pad)
         x = self.tok_emb(in_idx)
+        recompute = self.gradient_checkpointing and torch.is_grad_enabled()
+        recompute = recompute and (cache is None or cache.differentiable)
         for block in self.trf_blocks:
-            x = block(x, rope, mask, cache)
+            if recompute:
+                x = checkpoint(block, x, rope, mask, cache, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, rope, mask, cache)
         if cache is not None:
             cache.length = end
         return self.final_norm(x)

@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,14 +17,13 @@ from tqdm import tqdm
 from .ch06 import (
     append_csv_metrics,
     group_advantages,
-    policy_gradient_loss,
-    response_logprobs,
     reward_rlvr,
-    sample_batch,
 )
 from .data import HARDER_LEVELS, generate_tiny_problems, render_prompt
 from .evaluate import Evaluation, evaluate_model
+from .lean import MEMORY, MemoryPlan, backpropagate, cast_weights, plan_memory, policy_gradient_part, sample_rollouts
 from .models import load_model_and_tokenizer, save_model
+from .optim import OPTIMIZERS, make_optimizer
 from .plots import plot_training, read_metrics, save_figure
 from .qwen3 import Qwen3Model
 from .sampling import check_group, check_sampling
@@ -48,6 +47,9 @@ class TrainConfig:
     lr: float = 3e-4
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    memory: str = "auto"
+    optimizer: str = "auto"
+    micro_batch: int = 0
     eval_every: int = 10
     seed: int = 0
     out: str | None = None
@@ -64,6 +66,26 @@ class TrainConfig:
         for name in ("lr", "max_grad_norm"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
+        if self.memory not in MEMORY:
+            raise ValueError(f"unknown memory setting {self.memory!r}: known settings are {', '.join(MEMORY)}")
+        if self.optimizer not in ("auto", *OPTIMIZERS):
+            raise ValueError(
+                f"unknown optimizer {self.optimizer!r}: known optimizers are auto, {', '.join(OPTIMIZERS)}"
+            )
+        if self.micro_batch < 0:
+            raise ValueError(f"micro_batch must be a number of tokens, or 0 to choose; got {self.micro_batch}")
+
+
+def make_plan(config: TrainConfig, model: Qwen3Model, device: torch.device) -> MemoryPlan:
+    """What `config.memory` means for this model and device, with the config's own optimizer and micro_batch."""
+    plan = plan_memory(config.memory, device, sum(p.numel() for p in model.parameters()))
+    if config.optimizer == "adamw":
+        plan = replace(plan, dtype=torch.float32)  # on bfloat16 weights it would lose most of its small steps
+    return replace(
+        plan,
+        optimizer=plan.optimizer if config.optimizer == "auto" else config.optimizer,
+        max_tokens=config.micro_batch or plan.max_tokens,
+    )
 
 
 def train_step(
@@ -73,12 +95,19 @@ def train_step(
     examples: list[dict],
     config: TrainConfig,
     device: torch.device,
+    plan: MemoryPlan | None = None,
 ) -> dict[str, float]:
-    """One update on a group of rollouts for each of several problems; returns the step's metrics."""
+    """One update on a group of rollouts for each of several problems; returns the step's metrics.
+
+    The loss is back-propagated a micro-batch at a time, of rollouts with an advantage only; `plan` is
+    `make_plan`'s unless given.
+    """
+    plan = plan or make_plan(config, model, device)
+    optimizer.zero_grad()  # before sampling, whose cache takes the gradients' room
     prompts = [render_prompt(example["problem"]) for example in examples]
-    rollouts = sample_batch(
+    rollouts = sample_rollouts(
         model, tokenizer, prompts, device,
-        config.num_rollouts, config.max_new_tokens, config.temperature, config.top_p,
+        config.num_rollouts, config.max_new_tokens, config.temperature, config.top_p, plan.cache_bytes,
     )  # fmt: skip
     answers = [example["answer"] for example in examples for _ in range(config.num_rollouts)]
     scores = [reward_rlvr(text, answer) for text, answer in zip(rollouts.texts, answers, strict=True)]
@@ -93,13 +122,13 @@ def train_step(
     }
     if not without_signal.all():  # else there is nothing to learn, and AdamW's momentum must not move the weights
         advantages = group_advantages(rewards).flatten()
-        logps = response_logprobs(model, rollouts, config.temperature, config.top_p)
-        loss = policy_gradient_loss(logps, advantages, rollouts.mask)
-        optimizer.zero_grad()
-        loss.backward()
+        loss = backpropagate(
+            model, rollouts, policy_gradient_part(advantages),
+            config.temperature, config.top_p, plan.max_tokens, rows=advantages.nonzero().squeeze(1),
+        )  # fmt: skip
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         optimizer.step()
-        metrics |= {"loss": loss.item(), "grad_norm": grad_norm.item()}
+        metrics |= {"loss": loss, "grad_norm": grad_norm.item()}
     return metrics
 
 
@@ -118,16 +147,18 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> dict:
     evaluate = partial(evaluate_model, tokenizer=tokenizer, device=device, max_new_tokens=config.max_new_tokens)
     folder = make_run_folder(config)
 
+    plan = make_plan(config, model, device)
+    cast_weights(model, plan.dtype)
     before, harder_before = evaluate(model, problems=held_out, progress=True), evaluate(model, problems=harder)
     torch.manual_seed(config.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = make_optimizer(plan.optimizer, model.parameters(), config.lr, config.weight_decay)
     seconds = 0.0
     bar = tqdm(range(1, config.steps + 1), desc="training", unit="step")
     for step in bar:
         started = time.perf_counter()
         first = (step - 1) * config.prompts_per_step
         examples = [problems[i % len(problems)] for i in range(first, first + config.prompts_per_step)]
-        metrics = train_step(model, tokenizer, optimizer, examples, config, device)
+        metrics = train_step(model, tokenizer, optimizer, examples, config, device, plan)
         seconds += time.perf_counter() - started
         due = step % config.eval_every == 0
         result = evaluate(model, problems=held_out[:100]) if due else None

@@ -1,0 +1,192 @@
+"""Memory and time of one full GRPO step at the shape of Qwen3-0.6B, with random weights; prints one line of JSON.
+
+    python benchmarks/step_memory.py --rollouts 8 --max-new-tokens 512 --memory low
+    python benchmarks/step_memory.py --rollouts 4 --max-new-tokens 128 --peer
+
+No response ends early, so that all lengths are exact, and rewards are random, so that every rollout has an advantage.
+The peak is the whole process's resident memory, or on CUDA the allocator's. `--peer` runs the same step with the
+printed book's package in a process of its own: give an environment that has it as `--peer-python`
+(pip install torch reasoning-from-scratch).
+"""
+
+import argparse
+import json
+import random
+import resource
+import subprocess
+import sys
+import time
+from functools import wraps
+from pathlib import Path
+
+import torch
+
+# The hundred-token prompt is counted in tokens, so the text itself does not matter.
+EXAMPLE = {"problem": "", "answer": "1"}
+
+
+class FixedPrompt:
+    """Stands for a tokenizer: every prompt is the same random ids, and no token ends a response."""
+
+    pad_token_id, eos_token_id = 0, -1
+
+    def __init__(self, prompt_tokens: int, vocab_size: int):
+        self.ids = torch.randint(1, vocab_size, (prompt_tokens,), generator=torch.Generator().manual_seed(0)).tolist()
+
+    def encode(self, prompt: str) -> list[int]:
+        return list(self.ids)
+
+    def decode(self, ids) -> str:
+        return ""
+
+
+class Clock:
+    """Seconds and peak memory by phase; `watch` wraps a function that belongs to a phase."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.seconds, self.peaks = device, {}, {}
+
+    def peak_gb(self) -> float:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated() / 1e9
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+    def watch(self, phase: str, function):
+        @wraps(function)
+        def timed(*args, **kwargs):
+            started = time.perf_counter()
+            result = function(*args, **kwargs)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started
+            self.peaks[phase] = self.peak_gb()
+            return result
+
+        return timed
+
+    def report(self) -> dict:
+        return {
+            "peak_gb": round(self.peak_gb(), 2),
+            "seconds": round(self.seconds["step"], 1),
+            "phase_seconds": {k: round(v, 1) for k, v in self.seconds.items() if k != "step"},
+            "peak_gb_after": {k: round(v, 2) for k, v in self.peaks.items()},
+        }
+
+
+def random_reward(*_) -> float:
+    """0 or 1, never the same for a whole group: the first two rollouts get one each."""
+    random_reward.count += 1
+    return float(random_reward.count % 2 if random_reward.count <= 2 else random.random() < 0.5)
+
+
+def run_ours(args, device: torch.device) -> dict:
+    """The trainer's own step."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from rfs_utils import trainer
+    from rfs_utils.lean import cast_weights
+    from rfs_utils.optim import make_optimizer
+    from rfs_utils.qwen3 import QWEN3_CONFIG_06B, Qwen3Model
+
+    config = trainer.TrainConfig(
+        num_rollouts=args.rollouts, max_new_tokens=args.max_new_tokens, temperature=args.temperature,
+        top_p=args.top_p, lr=1e-5, memory=args.memory, optimizer=args.optimizer, micro_batch=args.micro_batch,
+    )  # fmt: skip
+    config.check()
+    model = Qwen3Model(QWEN3_CONFIG_06B)
+    with torch.no_grad():
+        for p in (p for p in model.parameters() if p.ndim > 1):
+            p.normal_(std=0.02)
+    plan = trainer.make_plan(config, model, device)
+    cast_weights(model, plan.dtype)
+    model.to(device).eval()
+    optimizer = make_optimizer(plan.optimizer, model.parameters(), config.lr)
+    clock = Clock(device)
+    trainer.reward_rlvr = random_reward
+    trainer.sample_rollouts = clock.watch("sampling", trainer.sample_rollouts)
+    trainer.backpropagate = clock.watch("backward", trainer.backpropagate)
+    optimizer.step = clock.watch("optimizer", optimizer.step)
+    step = clock.watch("step", trainer.train_step)
+    tokenizer = FixedPrompt(args.prompt_tokens, model.cfg["vocab_size"])
+    for _ in range(args.steps):
+        random_reward.count = 0
+        clock.seconds.clear()
+        metrics = step(model, tokenizer, optimizer, [EXAMPLE], config, device, plan)
+    if metrics["avg_response_len"] != args.max_new_tokens or not 0 < metrics["grad_norm"] < float("inf"):
+        raise RuntimeError(f"this was not a full step: {metrics}")
+    return {
+        "package": "rfs-utils", "memory": args.memory, "optimizer": plan.optimizer,
+        "dtype": str(plan.dtype).removeprefix("torch."), "micro_batch": plan.max_tokens, **clock.report(),
+    }  # fmt: skip
+
+
+def run_peer(args, device: torch.device) -> dict:
+    """The book's package: its model, and the loop body of its chapter 6 with its own functions."""
+    from importlib.metadata import version
+
+    from reasoning_from_scratch import ch06
+    from reasoning_from_scratch.qwen3 import QWEN_CONFIG_06_B, Qwen3Model
+
+    model = Qwen3Model(QWEN_CONFIG_06_B).to(device)
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    clock = Clock(device)
+    ch06.reward_rlvr = random_reward
+    ch06.sample_response = clock.watch("sampling", ch06.sample_response)
+    ch06.sequence_logprob = clock.watch("log-probs", ch06.sequence_logprob)
+    tokenizer = FixedPrompt(args.prompt_tokens, model.cfg["vocab_size"])
+
+    def step():
+        optimizer.zero_grad()
+        stats = ch06.compute_grpo_loss(
+            model, tokenizer, EXAMPLE, device, args.rollouts, args.max_new_tokens, args.temperature, args.top_p
+        )
+        clock.watch("backward", stats["loss_tensor"].backward)()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        clock.watch("optimizer", optimizer.step)()
+
+    for _ in range(args.steps):
+        random_reward.count = 0
+        clock.seconds.clear()
+        clock.watch("step", step)()
+    return {
+        "package": f"reasoning-from-scratch {version('reasoning-from-scratch')}", "optimizer": "adamw",
+        "dtype": "bfloat16", **clock.report(),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rollouts", type=int, default=8)
+    parser.add_argument("--max-new-tokens", type=int, default=512)
+    parser.add_argument("--prompt-tokens", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=1, help="full steps; times are the last one's")
+    parser.add_argument("--memory", default="low", choices=["auto", "low"])
+    parser.add_argument("--optimizer", default="auto")
+    parser.add_argument("--micro-batch", type=int, default=0)
+    parser.add_argument("--temperature", type=float, default=0.8, help="the book's default, as is --top-p's")
+    parser.add_argument("--top-p", type=float, default=0.9)
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--peer", action="store_true", help="measure the book's package instead")
+    parser.add_argument("--peer-python", default=sys.executable, help="a Python that has reasoning-from-scratch")
+    args = parser.parse_args()
+    if args.peer and args.peer_python != sys.executable:
+        own = sys.argv[1:] + ["--peer-python", args.peer_python]
+        sys.exit(subprocess.call([args.peer_python, __file__, *own]))
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    random.seed(0)
+    device = torch.device(args.device)
+    settings = {
+        "rollouts": args.rollouts, "max_new_tokens": args.max_new_tokens, "prompt_tokens": args.prompt_tokens,
+        "steps": args.steps, "temperature": args.temperature, "top_p": args.top_p, "device": device.type,
+        "threads": torch.get_num_threads(), "torch": torch.__version__,
+    }  # fmt: skip
+    found = (run_peer if args.peer else run_ours)(args, device)
+    print(json.dumps({**found, **settings}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,425 @@
+"""The lean GRPO step: every part of it equals the plain functions of chapter 6."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rfs_utils import lean, trainer
+from rfs_utils.ch06 import (
+    Rollouts,
+    group_advantages,
+    policy_gradient_loss,
+    response_logprobs,
+    sample_batch,
+    token_logprobs,
+)
+from rfs_utils.optim import make_optimizer
+from rfs_utils.qwen3 import KVCache, Qwen3Model
+from rfs_utils.sampling import top_p_filter
+
+CONFIG = {
+    "vocab_size": 61,
+    "context_length": 64,
+    "emb_dim": 16,
+    "n_heads": 4,
+    "n_layers": 2,
+    "hidden_dim": 24,
+    "head_dim": 8,
+    "n_kv_groups": 2,
+    "rope_base": 10_000.0,
+    "rms_norm_eps": 1e-6,
+    "dtype": torch.float32,
+}
+
+
+def small_model(seed=0, **changes):
+    torch.manual_seed(seed)
+    model = Qwen3Model({**CONFIG, **changes}).eval()
+    with torch.no_grad():
+        for p in model.parameters():  # sharp enough for top-p to cut something, unequal norm weights
+            p.copy_(1 + 0.2 * torch.randn_like(p) if p.ndim == 1 else 0.3 * torch.randn_like(p))
+    return model
+
+
+def some_rollouts(lengths=(5, 9, 1, 7, 7, 2), pads=(0, 0, 0, 3, 3, 3), width=8, seed=0):
+    """Two prompts with three responses each, of random tokens; the second prompt is shorter."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths, pads = torch.tensor(lengths), torch.tensor(pads)
+    prompts = torch.randint(1, 61, (2, width), generator=generator)
+    prompt_ids = prompts[torch.tensor([0, 0, 0, 1, 1, 1])[: len(lengths)]]
+    prompt_ids[torch.arange(width)[None] < pads[:, None]] = 0
+    tokens = torch.randint(1, 61, (len(lengths), int(lengths.max())), generator=generator)
+    tokens[torch.arange(tokens.shape[1])[None] >= lengths[:, None]] = 0
+    return Rollouts(prompt_ids, pads if pads.any() else None, tokens, lengths, [""] * len(lengths))
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def relative_difference(a, b):
+    """Norm of the difference of two gradients over the norm of the second."""
+    difference = sum((a[k] - b[k]).double().square().sum() for k in b).sqrt()
+    return (difference / sum(b[k].double().square().sum() for k in b).sqrt()).item()
+
+
+def plain_step(model, rollouts, advantages, temperature, top_p):
+    model.zero_grad()
+    logps = response_logprobs(model, rollouts, temperature, top_p)
+    loss = policy_gradient_loss(logps, advantages, rollouts.mask)
+    loss.backward()
+    return loss.item(), gradients(model), logps.detach() * rollouts.mask
+
+
+ADVANTAGES = torch.tensor([1.5, -0.5, -1.0, 0.7, 0.0, -0.7])
+
+
+# --- log-probabilities ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("temperature, top_p", [(1.0, None), (0.8, 0.9), (1.3, 1.0), (0.7, 0.3)])
+@pytest.mark.parametrize("chunk", [None, 1, 4, 10])
+def test_chunked_logprobs_and_their_gradients_are_the_plain_ones(tied, temperature, top_p, chunk):
+    model = small_model(tied=tied)
+    hidden = torch.randn(10, 16)
+    tokens, slope = torch.randint(61, (10,)), torch.randn(10)
+
+    def run(function):
+        h = hidden.clone().requires_grad_()
+        model.zero_grad()
+        logps = function(h)
+        (logps * slope).sum().backward()
+        return logps, h.grad, model.head_weight().grad
+
+    plain = run(lambda h: token_logprobs(model.logits(h), tokens, temperature, top_p))
+    lean_ = run(lambda h: lean.chunked_logprobs(model, h, tokens, temperature, top_p, chunk))
+    for a, b in zip(lean_, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-6)
+
+
+def test_chunked_logprobs_pass_the_numerical_gradient_check():
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(5, 3).double().requires_grad_(), torch.randn(7, 3).double().requires_grad_()
+    tokens = torch.randint(7, (5,))
+
+    def f(h, w):
+        return lean._ChunkedLogprobs.apply(h, w, tokens, 0.8, None, 2)
+
+    # The values are float32 by design, so the steps are large and the tolerance is loose.
+    assert torch.autograd.gradcheck(f, (hidden, weight), eps=1e-2, atol=2e-3, check_batched_grad=False)
+
+
+def test_logprobs_of_bfloat16_weights_are_float32_and_equal_the_plain_ones():
+    model = small_model()
+    lean.cast_weights(model, torch.bfloat16)
+    hidden, tokens = torch.randn(10, 16).bfloat16(), torch.randint(61, (10,))
+    found = lean.chunked_logprobs(model, hidden, tokens, chunk=3)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, token_logprobs(model.logits(hidden), tokens), rtol=1e-5, atol=1e-5)
+
+
+def test_no_tensor_of_all_logits_is_made(monkeypatch):
+    seen = []
+    linear = F.linear
+    monkeypatch.setattr(lean.F, "linear", lambda x, w: seen.append(len(x)) or linear(x, w))
+    hidden = torch.randn(10, 16, requires_grad=True)
+    lean.chunked_logprobs(small_model(), hidden, torch.zeros(10, dtype=torch.long), chunk=4).sum().backward()
+    assert seen == [4, 4, 2] * 2  # once forward, once again backward
+
+
+@pytest.mark.parametrize("max_tokens", [1, 8, 20, 1000])
+@pytest.mark.parametrize("pads", [(0,) * 6, (0, 0, 0, 3, 3, 3), (2, 2, 2, 3, 3, 3)])
+def test_rollout_logprobs_are_those_of_chapter_6(max_tokens, pads):
+    model, rollouts = small_model(), some_rollouts(pads=pads)
+    found = lean.rollout_logprobs(model, rollouts, 0.8, 0.9, max_tokens)
+    with torch.no_grad():
+        expected = response_logprobs(model, rollouts, 0.8, 0.9) * rollouts.mask
+    assert not found.requires_grad
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+# --- the gradient of a step -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_tokens", [1, 8, 10, 20, 1000])
+@pytest.mark.parametrize("pads", [(0,) * 6, (0, 0, 0, 3, 3, 3), (2, 2, 2, 3, 3, 3)])
+@pytest.mark.parametrize("tied", [True, False])
+def test_micro_batches_give_the_gradient_of_the_plain_step(max_tokens, pads, tied):
+    model, rollouts = small_model(tied=tied), some_rollouts(pads=pads)
+    loss, expected, _ = plain_step(model, rollouts, ADVANTAGES, 0.8, 0.9)
+    model.zero_grad()
+    found = lean.backpropagate(model, rollouts, lean.policy_gradient_part(ADVANTAGES), 0.8, 0.9, max_tokens)
+    assert found == pytest.approx(loss, rel=1e-5)
+    assert relative_difference(gradients(model), expected) < 1e-5
+
+
+def test_rows_without_advantage_can_be_left_out():
+    model, rollouts = small_model(), some_rollouts()
+    loss, expected, _ = plain_step(model, rollouts, ADVANTAGES, 1.0, None)
+    model.zero_grad()
+    rows = ADVANTAGES.nonzero().squeeze(1)
+    assert len(rows) == 5
+    found = lean.backpropagate(model, rollouts, lean.policy_gradient_part(ADVANTAGES), max_tokens=9, rows=rows)
+    assert found == pytest.approx(loss, rel=1e-5)
+    assert relative_difference(gradients(model), expected) < 1e-5
+
+
+def test_a_token_mean_divides_by_the_tokens_of_the_step():
+    model, rollouts = small_model(), some_rollouts()
+    total = rollouts.mask.sum()
+    loss = -(ADVANTAGES[:, None] * response_logprobs(model, rollouts) * rollouts.mask).sum() / total
+    loss.backward()
+    expected = gradients(model)
+    model.zero_grad()
+
+    def part_loss(logps, mask, rows):
+        return -(ADVANTAGES[rows, None] * logps * mask).sum() / total
+
+    assert lean.backpropagate(model, rollouts, part_loss, max_tokens=10) == pytest.approx(loss.item(), rel=1e-5)
+    assert relative_difference(gradients(model), expected) < 1e-5
+
+
+def test_prompts_that_start_with_the_padding_token_are_told_apart():
+    model = small_model()
+    rollouts = some_rollouts(lengths=(3, 3), pads=(0, 3))
+    rollouts.prompt_ids[:] = rollouts.prompt_ids[0]
+    rollouts.prompt_ids[:, :3] = 0  # padding in the second row, real tokens in the first
+    loss, expected, logps = plain_step(model, rollouts, torch.tensor([1.0, -1.0]), 1.0, None)
+    model.zero_grad()
+    part_loss = lean.policy_gradient_part(torch.tensor([1.0, -1.0]))
+    assert lean.backpropagate(model, rollouts, part_loss) == pytest.approx(loss, rel=1e-5)
+    assert relative_difference(gradients(model), expected) < 1e-5
+
+
+def test_each_prompt_is_read_once_and_short_responses_carry_no_padding(monkeypatch):
+    model, rollouts = small_model(), some_rollouts()
+    seen = []
+    hidden_states = model.hidden_states
+
+    def watch(ids, cache=None, num_pad=None):
+        seen.append(tuple(ids.shape))
+        return hidden_states(ids, cache, num_pad)
+
+    monkeypatch.setattr(model, "hidden_states", watch)
+    lean.backpropagate(model, rollouts, lean.policy_gradient_part(ADVANTAGES), max_tokens=8)
+    # One prompt at a time, without its padding, then its responses; the last token of a response predicts nothing.
+    assert seen == [(1, 8), (1, 8), (1, 4), (1, 5), (1, 6), (1, 6), (1, 1)]
+
+
+def test_split_by_length_bounds_micro_batches_and_loses_no_row():
+    lengths = torch.tensor([5, 9, 1, 7, 7, 2, 30])
+    parts = lean.split_by_length(lengths, 14)
+    assert sorted(torch.cat(parts).tolist()) == list(range(7))
+    assert [lengths[part].tolist() for part in parts] == [[30], [9], [7, 7], [5, 2], [1]]
+
+
+# --- gradient checkpointing -----------------------------------------------------------------------
+
+
+def count_blocks(model):
+    calls = []
+    for block in model.trf_blocks:
+        block.register_forward_pre_hook(lambda *_: calls.append(1))
+    return calls
+
+
+def test_checkpointing_gives_the_same_gradient_and_recomputes_every_block():
+    model, rollouts = small_model(), some_rollouts()
+    loss, expected, _ = plain_step(model, rollouts, ADVANTAGES, 1.0, None)
+    calls = count_blocks(model)
+    model.gradient_checkpointing = True
+    again, found, _ = plain_step(model, rollouts, ADVANTAGES, 1.0, None)
+    assert again == loss and relative_difference(found, expected) < 1e-6
+    assert len(calls) == 4  # two blocks, forward and again backward
+
+
+def test_checkpointing_does_nothing_with_a_cache_or_without_gradients(monkeypatch):
+    model = small_model()
+    ids = torch.randint(61, (2, 7))
+    expected = model(ids)
+    model.gradient_checkpointing = True
+    monkeypatch.setattr("rfs_utils.qwen3.checkpoint", lambda *_, **__: pytest.fail("checkpointed"))
+    with torch.no_grad():
+        assert torch.equal(model(ids), expected)
+    assert torch.equal(model(ids, cache=KVCache(2)), expected)
+
+
+def test_a_long_response_is_checkpointed_and_the_flag_comes_back():
+    model, rollouts = small_model(), some_rollouts()
+    seen = []
+    model.trf_blocks[0].register_forward_hook(lambda *_: seen.append(model.gradient_checkpointing))
+    lean.backpropagate(model, rollouts, lean.policy_gradient_part(ADVANTAGES), max_tokens=8)
+    assert True in seen and model.gradient_checkpointing is False
+
+
+# --- the nucleus ----------------------------------------------------------------------------------
+
+
+def sorted_nucleus(probas, top_p):
+    """Top-p by its definition, for one row: the likeliest, the first of equals, until they hold `top_p`."""
+    ranked, order = probas.double().sort(descending=True, stable=True)
+    taken = order[ranked.cumsum(0) - ranked < top_p]
+    kept = torch.zeros_like(probas)
+    kept[taken] = probas[taken]
+    return kept / kept.sum()
+
+
+@pytest.mark.parametrize("top_p", [1e-6, 0.1, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("scale", [0.0, 0.1, 2.0, 8.0])
+def test_the_nucleus_of_a_large_vocabulary_is_found_without_sorting(scale, top_p):
+    torch.manual_seed(0)
+    logits = scale * torch.randn(2, 20_000)
+    logits[:, ::3] = logits[:, :1]  # many equal numbers
+    probas = torch.softmax(logits, dim=-1)
+    found = top_p_filter(probas, top_p)
+    for row, expected in zip(found, (sorted_nucleus(row, top_p) for row in probas), strict=True):
+        assert torch.equal(row > 0, expected > 0)
+        torch.testing.assert_close(row, expected)
+
+
+def test_the_nucleus_without_rounding_is_exact_and_keeps_the_first_of_equals():
+    probas = torch.zeros(2**14)
+    probas[[5, 70, 900, 1000]] = torch.tensor([0.125, 0.5, 0.125, 0.25])  # sums of powers of two are exact
+    for top_p, kept in ((0.4, [70]), (0.5, [70]), (0.51, [70, 1000]), (0.8, [5, 70, 1000]), (0.875, [5, 70, 1000])):
+        assert top_p_filter(probas[None], top_p)[0].nonzero().squeeze(1).tolist() == kept
+    assert torch.equal(top_p_filter(probas[None], 0.95)[0], probas)
+    assert torch.equal(top_p_filter(0.5 * probas[None], 0.9)[0], probas)  # top_p is never reached: all stay
+
+
+# --- the cache and sampling -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_pad", [None, torch.tensor([0, 2, 3])])
+def test_one_token_at_a_time_gives_the_logits_of_the_full_pass(num_pad):
+    model = small_model()
+    ids = torch.randint(61, (3, 10))
+    cache = KVCache(2, capacity=6)
+    with torch.no_grad():
+        full = model(ids, num_pad=num_pad)
+        pieces = [model(ids[:, :4], cache=cache, num_pad=num_pad)]
+        pieces += [model(ids[:, t : t + 1], cache=cache) for t in range(4, 10)]
+    torch.testing.assert_close(torch.cat(pieces, dim=1)[:, 4:], full[:, 4:], rtol=1e-5, atol=1e-5)
+
+
+class StubTokenizer:
+    """A prompt is a string of digits, each a token; no end of sequence, so that lengths are exact."""
+
+    pad_token_id, eos_token_id = 0, -1
+
+    def encode(self, prompt):
+        return [int(c) for c in prompt]
+
+    def decode(self, ids):
+        return " ".join(map(str, ids))
+
+
+def test_sampling_in_parts_keeps_the_order_and_the_prompts():
+    model, tokenizer = small_model(), StubTokenizer()
+    prompts = ["12345", "123", "77"]
+    per_token = lean.cache_bytes_per_token(model)
+    assert per_token == 2 * 2 * 2 * 8 * 4
+    whole = sample_batch(model, tokenizer, prompts, "cpu", 3, 4, 0.0, None)
+    for rows_at_once in (1, 2, 3, 7, 9):
+        parts = lean.sample_rollouts(
+            model, tokenizer, prompts, "cpu", 3, 4, 0.0, None, cache_bytes=rows_at_once * per_token * 9
+        )
+        assert torch.equal(parts.prompt_ids, whole.prompt_ids) and torch.equal(parts.num_pad, whole.num_pad)
+        assert torch.equal(parts.tokens, whole.tokens) and torch.equal(parts.lengths, whole.lengths)
+        assert parts.texts == whole.texts
+
+
+def test_sampling_never_holds_more_rows_than_the_budget(monkeypatch):
+    model, rows = small_model(), []
+    monkeypatch.setattr(lean, "sample_batch", lambda *args: rows.append(len(args[2]) * args[4]) or sample_batch(*args))
+    budget = 4 * lean.cache_bytes_per_token(model) * (5 + 4)
+    lean.sample_rollouts(model, StubTokenizer(), ["12345"] * 3, "cpu", 2, 4, 1.0, None, cache_bytes=budget)
+    assert rows == [4, 2]
+    lean.sample_rollouts(model, StubTokenizer(), ["12345"], "cpu", 6, 4, 1.0, None, cache_bytes=budget)
+    assert rows[2:] == [4, 2]
+
+
+# --- the plan and the trainer ---------------------------------------------------------------------
+
+
+def test_small_models_stay_in_float32_and_big_ones_follow_the_device(monkeypatch):
+    assert lean.plan_memory("auto", "cpu", 600_000).dtype == torch.float32
+    assert lean.plan_memory("auto", "cpu", 600_000).optimizer == "adamw"
+    for native, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(lean, "has_bfloat16", lambda device, native=native: native)
+        low = lean.plan_memory("low", "cpu", 596_000_000)
+        assert (low.dtype, low.optimizer, low.max_tokens) == (dtype, "8bit", 512)
+        assert lean.plan_memory("auto", "cpu", 596_000_000).optimizer == ("kahan" if native else "adamw")
+    with pytest.raises(ValueError, match="unknown memory setting 'tiny'"):
+        lean.plan_memory("tiny", "cpu", 1)
+
+
+@pytest.mark.parametrize("capability, native", [((7, 5), False), ((7, 0), False), ((8, 0), True), ((9, 0), True)])
+def test_a_gpu_that_only_emulates_bfloat16_gets_float32(monkeypatch, capability, native):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)  # what torch says of a T4
+    assert lean.has_bfloat16("cuda") is native
+    assert lean.plan_memory("low", "cuda", 596_000_000).dtype == (torch.bfloat16 if native else torch.float32)
+
+
+def test_casting_weights_spares_the_rotary_tables_and_updates_the_config():
+    model = small_model()
+    lean.cast_weights(model, torch.bfloat16)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model.cos.dtype == torch.float32 and model.cfg["dtype"] == torch.bfloat16
+
+
+def trained(monkeypatch, micro_batch, steps=3):
+    """The metrics and weights after some steps with rewards that depend on the texts alone."""
+    monkeypatch.setattr(trainer, "reward_rlvr", lambda text, answer: float(len(text) % 2))
+    monkeypatch.setattr(trainer, "render_prompt", lambda problem: problem)
+    model = small_model()
+    config = trainer.TrainConfig(num_rollouts=4, max_new_tokens=6, lr=1e-2, micro_batch=micro_batch)
+    optimizer = make_optimizer("adamw", model.parameters(), config.lr)
+    examples = [{"problem": "123", "answer": ""}, {"problem": "4567", "answer": ""}]
+    torch.manual_seed(1)
+    metrics = [trainer.train_step(model, StubTokenizer(), optimizer, examples, config, "cpu") for _ in range(steps)]
+    return metrics, torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_the_trainer_learns_the_same_with_any_micro_batch(monkeypatch):
+    whole, weights = trained(monkeypatch, 0)
+    parts, same = trained(monkeypatch, 7)
+    assert any(m["grad_norm"] > 0 for m in whole)
+    for a, b in zip(whole, parts, strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
+    assert (weights - same).abs().max() < 1e-4
+
+
+def test_the_trainers_step_is_the_plain_step(monkeypatch):
+    """One step of the trainer against chapter 6's functions and AdamW, on the same samples."""
+    _, weights = trained(monkeypatch, 7, steps=1)
+    model = small_model()
+    torch.manual_seed(1)
+    rollouts = sample_batch(model, StubTokenizer(), ["123", "4567"], "cpu", 4, 6, 1.0, 1.0)
+    rewards = torch.tensor([float(len(text) % 2) for text in rollouts.texts])
+    logps = response_logprobs(model, rollouts, 1.0, 1.0)
+    policy_gradient_loss(logps, group_advantages(rewards.view(2, 4)).flatten(), rollouts.mask).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0).step()
+    plain = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert (weights - plain).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        ({"memory": "huge"}, "unknown memory setting 'huge'"),
+        ({"optimizer": "sgd"}, "unknown optimizer 'sgd'"),
+        ({"micro_batch": -1}, "micro_batch must be"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(setting, message):
+    with pytest.raises(ValueError, match=message):
+        trainer.TrainConfig(**setting).check()
+
+
+def test_an_explicit_choice_overrides_the_plan():
+    config = trainer.TrainConfig(memory="low", optimizer="adamw", micro_batch=77)
+    plan = trainer.make_plan(config, small_model(), "cpu")
+    assert (plan.dtype, plan.optimizer, plan.max_tokens) == (torch.float32, "adamw", 77)
