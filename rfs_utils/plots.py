@@ -63,7 +63,7 @@ STYLE = {
     "font.size": 13,
     "mathtext.fontset": "dejavusans",
 }
-DPI = 150  # pixels per inch in the PNG, and
+DPI = 110  # pixels per inch in the PNG, and
 SCREEN_DPI = 96  # CSS pixels per inch on the page: the surplus keeps text sharp on fine screens
 
 

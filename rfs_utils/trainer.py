@@ -38,7 +38,7 @@ class TrainConfig:
 
     model: str = "tiny-base"
     method: str = "grpo"
-    steps: int = 40
+    steps: int = 50
     prompts_per_step: int = 8
     num_rollouts: int = 8
     max_new_tokens: int = 96
@@ -145,11 +145,13 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> dict:
     held_out = generate_tiny_problems(500, "test", seed=0)
     harder = generate_tiny_problems(150, "test", HARDER_LEVELS, seed=0)
     evaluate = partial(evaluate_model, tokenizer=tokenizer, device=device, max_new_tokens=config.max_new_tokens)
+    # The longest chains need more room than training gives.
+    evaluate_harder = partial(evaluate, problems=harder, max_new_tokens=2 * config.max_new_tokens)
     folder = make_run_folder(config)
 
     plan = make_plan(config, model, device)
     cast_weights(model, plan.dtype)
-    before, harder_before = evaluate(model, problems=held_out, progress=True), evaluate(model, problems=harder)
+    before, harder_before = evaluate(model, problems=held_out, progress=True), evaluate_harder(model)
     torch.manual_seed(config.seed)
     optimizer = make_optimizer(plan.optimizer, model.parameters(), config.lr, config.weight_decay)
     seconds = 0.0
@@ -168,8 +170,7 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> dict:
         append_csv_metrics(folder / "metrics.csv", step, config.steps, **metrics)
         bar.set_postfix(reward=f"{metrics['reward_avg']:.2f}", tokens=f"{metrics['avg_response_len']:.0f}")
 
-    # The longest chains need more room than training gave.
-    after, harder_after = evaluate(model, problems=held_out, progress=True), evaluate(model, problems=harder)
+    after, harder_after = evaluate(model, problems=held_out, progress=True), evaluate_harder(model)
     result = {
         "accuracy_before": before.accuracy,
         "accuracy_after": after.accuracy,

@@ -36,7 +36,7 @@ def export(path: Path, lib_path: Path = ROOT / "rfs_utils") -> Path | None:
 
 
 def clean(path: Path) -> None:
-    """Keep tags, outputs and execution counts; drop every other trace of the machine that ran it."""
+    """Keep tags, outputs and execution counts; drop what else the machine that ran it has left."""
     notebook = nbformat.read(path, 4)
     notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
     seen: dict[str, int] = {}
@@ -44,9 +44,23 @@ def clean(path: Path) -> None:
         cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
         digest = hashlib.sha256(cell.source.encode()).hexdigest()[:8]
         seen[digest] = seen.get(digest, 0) + 1
+        if cell.cell_type == "code":
+            cell.outputs = join_streams(cell.outputs)
         cell.id = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
     nbformat.validate(notebook)
     nbformat.write(notebook, path)
+
+
+def join_streams(outputs: list) -> list:
+    """Outputs with neighbouring pieces of the same stream put together, as a page shows them."""
+    joined: list = []
+    for output in outputs:
+        last = joined[-1] if joined else None
+        if last and output.output_type == "stream" == last.output_type and output.name == last.name:
+            last.text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def run(path: Path) -> None:
