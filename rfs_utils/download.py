@@ -31,6 +31,7 @@ GRPO_FOLDERS = {
     "format_reward": "7_6_plus_format_reward/checkpoints",
 }
 _PASSING = (408, 429, 500, 502, 503, 504)  # statuses that may be gone a moment later
+_CHUNK = 1 << 13  # bytes; when a connection breaks, the chunk on its way is lost
 _LONGEST_WAIT = 30.0  # seconds, whatever a server asks for
 
 
@@ -107,12 +108,16 @@ class _Transfer:
         try:
             with requests.get(self.url, headers=headers, stream=True, timeout=self.timeout) as response:
                 self._accept(response)
-                for chunk in response.iter_content(1 << 16):
+                for chunk in response.iter_content(_CHUNK):
                     self.content += chunk
-        except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
-            raise _Interrupted(_network_reason(error)) from None
+        except requests.exceptions.ChunkedEncodingError:
+            raise _Interrupted(f"the transfer broke off after {len(self.content)} bytes") from None
+        except requests.Timeout:
+            raise _Interrupted("the server did not answer in time") from None
+        except requests.ConnectionError:
+            raise _Interrupted("no connection to the server") from None
         if self.expected is not None and len(self.content) != self.expected:
-            raise _Interrupted(f"the transfer broke off after {len(self.content)} of {self.expected} bytes")
+            raise _Interrupted(f"{len(self.content)} bytes arrived where {self.expected} were announced")
 
     def _accept(self, response: requests.Response) -> None:
         """Look at status and headers before the content is read."""
@@ -132,14 +137,6 @@ class _Transfer:
         self.expected = int(length) if length is not None else None
         mark = response.headers.get("ETag", "")
         self.version = "" if mark.startswith("W/") else mark  # a weak mark does not promise the same bytes
-
-
-def _network_reason(error: Exception) -> str:
-    if isinstance(error, requests.Timeout):
-        return "the server did not answer in time"
-    if isinstance(error, requests.exceptions.ChunkedEncodingError):
-        return "the transfer broke off"
-    return "no connection to the server"
 
 
 def _first_line(error: BaseException) -> str:
@@ -305,6 +302,7 @@ def download_qwen3_grpo_checkpoints(
         expected = get_hf_file_metadata(hf_hub_url(GRPO_REPO, remote))
         file = Path(hf_hub_download(GRPO_REPO, remote, revision=expected.commit_hash, local_dir=temporary))
         if expected.etag and checksum(file, expected.etag) not in (expected.etag, None):
+            file.unlink()  # or else the next attempt would find it
             raise OSError("the file arrived with a wrong checksum")
         os.replace(file, path)
 

@@ -10,7 +10,8 @@ from rfs_utils.tokenizer import SPECIAL_TOKENS, Qwen3Tokenizer
 TEXTS = [
     "", " ", "\n", "\n\n \n", "Tom has 7 coins.", "In May he finds 12 more, don't they'LL?", "  two  spaces\tand tabs ",
     "12345 3.14 1,000,000 ½ ² ④ ٣", "x=3*(y+2)\n\treturn x\r\n", "\\boxed{\\frac{1}{2}}", "naïve café", "e\u0301 Å",
-    "数学問題を解く。", "Привет, мир!", "🙂👩‍👩‍👧 ok", "a\u00a0b\u2028c\u200bd", "<think>\n7+5=12\n</think>\n\n\\boxed{12}",
+    "数学問題を解く。", "Привет, мир!", "🙂👩‍👩‍👧 ok", "a\u00a0b\u2028c\u200bd",
+    "<think>\n7+5=12\n</think>\n\n\\boxed{12}",
     "<|im_start|>user\nHi<|im_end|>\n", "<|endoftext|><|endoftext|>", "<|im_en d|> < think >", "\x00\x7f",
     "<tool_call>{}</tool_call>", "''' 're 'S 'VE", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
 ]  # fmt: skip
