@@ -28,7 +28,7 @@ Answer = tuple[int, int]  # index of a problem, number of the sample
 class Evaluation:
     """Graded answers, one record for each sample of each problem, in the problems' order.
 
-    A record has the keys unique_id, level, type, answer (the expected one), response, tokens, correct (0 or 1)
+    A record has the keys unique_id, sample, level, type, answer (the expected one), response, tokens, correct (0 or 1)
     and truncated (whether the response ran into max_new_tokens).
     """
 
