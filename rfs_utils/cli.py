@@ -82,21 +82,30 @@ def add_eval(commands) -> None:
         description="Answer problems, grade the answers and report accuracy, length and truncation. A run that stopped "
         "goes on where it was when it is started again with the same output file.",
         epilog="example: rfs eval --model qwen3-0.6b-base --data math500 --limit 100 --out base.jsonl",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    model_help = "tiny-base, tiny-reasoning, qwen3-0.6b-base, qwen3-0.6b, or the path of a model directory"
+    model_help = (
+        "tiny-base (the default), tiny-reasoning, qwen3-0.6b-base, qwen3-0.6b, or the path of a model directory"
+    )
     parser.add_argument("--model", default="tiny-base", help=model_help)
     parser.add_argument("--checkpoint", help="weights to load into that model: a .safetensors or .pth file")
-    parser.add_argument("--data", default="tiny", help="math500, math-train, tiny, or a JSON or JSON-lines file")
+    parser.add_argument(
+        "--data", default="tiny", help="math500, math-train, tiny (the default), or a JSON or JSON-lines file"
+    )
     parser.add_argument("--limit", type=int, help="only the first LIMIT problems (default: all; 500 of tiny)")
-    parser.add_argument("--batch-size", type=int, default=16, help="responses generated at once")
+    parser.add_argument("--batch-size", type=int, default=16, help="responses generated at once (default: %(default)s)")
     parser.add_argument(
         "--max-new-tokens", type=int, help="longest answer, in tokens (default: 2048, if the model can)"
     )
-    parser.add_argument("--samples", type=int, default=1, help="answers to each problem; adds pass@k and majority vote")
-    parser.add_argument("--temperature", type=float, default=0.0, help="sampling temperature, 0 for greedy answers")
-    parser.add_argument("--top-p", type=float, default=1.0, help="sample from the likeliest tokens of this probability")
-    parser.add_argument("--seed", type=int, default=0, help="seed of sampling")
+    parser.add_argument(
+        "--samples", type=int, default=1, help="answers to each problem (default: 1); more add pass@k and the vote"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, help="sampling temperature (default: 0, greedy answers)"
+    )
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, help="sample from the likeliest tokens of this probability (default: 1)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of sampling (default: 0)")
     parser.add_argument("--out", help="file for the answers, one JSON object a line (default: eval-MODEL-DATA.jsonl)")
     parser.set_defaults(run=run_eval)
 
@@ -140,11 +149,10 @@ def add_download(commands) -> None:
         help="fetch a model, a problem set or a published checkpoint",
         description=f"Fetch one of: {', '.join(names)}.",
         epilog="example: rfs download qwen3-0.6b-base",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("name", help="what to fetch; base and reasoning are short for the two models")
     parser.add_argument("--to", help="folder (default: the shared cache for models, else the current folder)")
-    parser.add_argument("--step", default="50", help="training step of a grpo checkpoint")
+    parser.add_argument("--step", default="50", help="training step of a grpo checkpoint (default: 50)")
     parser.set_defaults(run=run_download, names=names)
 
 
