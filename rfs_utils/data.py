@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from .download import download_first, write_atomically
+
 FIELDS = ("problem", "answer", "level", "type", "solution", "unique_id")
 TRAIN_LEVELS = (1, 2, 3, 4, 5)
 HARDER_LEVELS = (6, 7, 8)  # never in reinforcement learning; 8 not even in pre-training
@@ -167,7 +169,8 @@ def load_problems(path: str | Path) -> list[dict]:
         where = "problem with index"
     else:
         rows, where = [], "line"
-        for number, line in enumerate(text.splitlines(), start=1):
+        # Not splitlines(), which also cuts at characters that JSON allows inside a text.
+        for number, line in enumerate(text.split("\n"), start=1):
             if line.strip():
                 try:
                     rows.append((number, json.loads(line)))
@@ -181,3 +184,74 @@ def load_problems(path: str | Path) -> list[dict]:
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"{path}, {where} {number}: the field {field!r} must be a non-empty text")
     return [row for _, row in rows]
+
+
+MATH_TRAIN_URLS = (
+    "https://raw.githubusercontent.com/rasbt/math_full_minus_math500/refs/heads/main/math_full_minus_math500.json",
+    "https://f001.backblazeb2.com/file/reasoning-from-scratch/MATH/math_full_minus_math500.json",
+)
+MATH500_URLS = (
+    "https://huggingface.co/datasets/HuggingFaceH4/MATH-500/resolve/main/test.jsonl",
+    "https://raw.githubusercontent.com/rasbt/reasoning-from-scratch/main/ch03/01_main-chapter-code/math500_test.json",
+)
+
+
+def load_math_train(
+    local_path: str | Path = "math_train.json",
+    save_copy: bool = True,
+    urls: Sequence[str] = MATH_TRAIN_URLS,
+    **download_options,
+) -> list[dict]:
+    """The 12,000 problems of MATH that are not in MATH-500: from a local file, or else downloaded and kept there.
+
+    `urls` are tried in turn; `download_options` are those of `download.download_bytes`. Raises ValueError with one
+    sentence when a file is damaged, has another number of problems, or cannot be downloaded.
+    """
+    return _load_math("MATH's training problems", 12_000, Path(local_path), save_copy, urls, download_options)
+
+
+def load_math500_test(
+    local_path: str | Path = "math500_test.json",
+    save_copy: bool = True,
+    urls: Sequence[str] = MATH500_URLS,
+    **download_options,
+) -> list[dict]:
+    """The 500 problems of MATH-500, kept for evaluation; arguments and errors as in `load_math_train`."""
+    return _load_math("MATH-500", 500, Path(local_path), save_copy, urls, download_options)
+
+
+def _load_math(
+    what: str, count: int, path: Path, save_copy: bool, urls: Sequence[str], download_options: dict
+) -> list[dict]:
+    def check(content: bytes) -> list[dict]:
+        return parse_math(content, count)
+
+    if path.exists():
+        try:
+            return check(path.read_bytes())
+        except (ValueError, OSError) as error:
+            raise ValueError(
+                f"{path} is not {what}: {error}; move it away to download it again, or give another local_path"
+            ) from None
+    instead = f"copy {urls[0]} to {path} from another machine"
+    problems = download_first(urls, check, what, instead, **download_options)
+    if save_copy:
+        write_atomically(path, json.dumps(problems, indent=2, ensure_ascii=False).encode())
+    return problems
+
+
+def parse_math(content: bytes, count: int) -> list[dict]:
+    """Problems from a JSON list or JSON lines; ValueError unless there are `count`, each with problem and answer."""
+    try:
+        if content.lstrip().startswith(b"["):
+            problems = json.loads(content)
+        else:
+            problems = [json.loads(line) for line in content.splitlines() if line.strip()]
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        raise ValueError("it is not JSON, or was cut short") from None
+    for index, problem in enumerate(problems):
+        if not isinstance(problem, dict) or not all(isinstance(problem.get(k), str) for k in ("problem", "answer")):
+            raise ValueError(f"the problem with index {index} lacks the text of 'problem' or 'answer'")
+    if len(problems) != count:
+        raise ValueError(f"it holds {len(problems):,} problems where {count:,} are expected")
+    return problems

@@ -1,23 +1,34 @@
-"""Evaluation on problem sets: batched generation, grading, and accuracy by level."""
+"""Evaluation on problem sets: batched generation, grading, resumable answer files, and the usual figures."""
 
+import json
+import os
+import re
+import zlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
+from math import comb, sqrt
+from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .ch06 import reward_rlvr, sample_batch
 from .data import render_prompt
+from .grading import extract_final_candidate, grade_answer
 from .qwen3 import Qwen3Model
+from .sampling import check_sampling
 from .tokenizer import Qwen3Tokenizer
+
+Answer = tuple[int, int]  # index of a problem, number of the sample
 
 
 @dataclass
 class Evaluation:
-    """Graded answers, one record for each problem in the problems' order.
+    """Graded answers, one record for each sample of each problem, in the problems' order.
 
-    A record has the keys unique_id, level, type, answer (the expected one), response, tokens, correct (0 or 1)
+    A record has the keys unique_id, sample, level, type, answer (the expected one), response, tokens, correct (0 or 1)
     and truncated (whether the response ran into max_new_tokens).
     """
 
@@ -26,19 +37,31 @@ class Evaluation:
     @property
     def accuracy(self) -> float:
         """Share of right answers, 0 to 1."""
-        return sum(r["correct"] for r in self.records) / len(self.records)
+        return self._mean("correct")
 
     @property
     def mean_tokens(self) -> float:
         """Mean response length in tokens, the end-of-sequence token included."""
-        return sum(r["tokens"] for r in self.records) / len(self.records)
+        return self._mean("tokens")
+
+    @property
+    def truncated(self) -> float:
+        """Share of responses that ran into max_new_tokens, 0 to 1."""
+        return self._mean("truncated")
+
+    def _mean(self, field: str) -> float:
+        return sum(r[field] for r in self.records) / len(self.records)
 
     def by(self, field: str) -> dict[str, "Evaluation"]:
-        """The same evaluation for each value of a field, such as "level"."""
+        """The same evaluation for each value of a field, such as "level"; "Level 10" comes after "Level 9"."""
         groups = defaultdict(list)
         for record in self.records:
             groups[str(record[field])].append(record)
-        return {value: Evaluation(groups[value]) for value in sorted(groups)}
+
+        def natural(value: str) -> list:
+            return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", value)]
+
+        return {value: Evaluation(groups[value]) for value in sorted(groups, key=natural)}
 
 
 def evaluate_model(
@@ -52,33 +75,310 @@ def evaluate_model(
     batch_size: int = 128,
     progress: bool = False,
 ) -> Evaluation:
-    """Answer every problem, greedily by default, and grade it with the reward of chapter 6.
+    """Answer every problem once, greedily by default, and grade it with the reward of chapter 6.
 
-    Problems of similar length share a batch. The model's training mode is restored afterwards.
+    Problems of similar length share a batch.
     """
     if not problems:
         raise ValueError("there are no problems to evaluate; expected at least one")
-    prompts = [render_prompt(problem["problem"]) for problem in problems]
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     records: list[dict] = [{} for _ in problems]
     bar = tqdm(total=len(problems), desc="evaluating", disable=not progress)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        rollouts = sample_batch(
-            model, tokenizer, [prompts[i] for i in rows], device, 1, max_new_tokens, temperature, top_p
-        )
-        for i, text, tokens in zip(rows, rollouts.texts, rollouts.lengths.tolist(), strict=True):
-            problem = problems[i]
-            records[i] = {
-                "unique_id": problem.get("unique_id", i),
-                "level": problem.get("level", ""),
-                "type": problem.get("type", ""),
-                "answer": problem["answer"],
-                "response": text,
-                "tokens": tokens,
-                "correct": int(reward_rlvr(text, problem["answer"])),
-                "truncated": not text.endswith(tokenizer.eos_token),
-            }
-        bar.update(len(rows))
+    for batch in answer_batches(model, tokenizer, problems, device, max_new_tokens, temperature, top_p, batch_size):
+        for (index, _), record in batch.items():
+            records[index] = record
+        bar.update(len(batch))
     bar.close()
     return Evaluation(records)
+
+
+def answer_batches(
+    model: Qwen3Model,
+    tokenizer: Qwen3Tokenizer,
+    problems: Sequence[dict],
+    device: torch.device | str,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    batch_size: int,
+    num_samples: int = 1,
+    seed: int | None = None,
+    done: Collection[Answer] = (),
+) -> Iterator[dict[Answer, dict]]:
+    """Answer problems batch by batch, shortest prompts first; yields the graded records of each batch.
+
+    A batch has at most `batch_size` responses. Those of `done` are left out. With a `seed`, each batch draws from
+    a seed of its own, so that an evaluation that stopped goes on as if it never had; the global one is set.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    prompts = [render_prompt(problem["problem"]) for problem in problems]
+    widths = [len(tokenizer.encode(prompt)) for prompt in prompts]
+    order = sorted(range(len(prompts)), key=widths.__getitem__)
+    at_once = min(num_samples, batch_size)  # samples of one problem in a batch
+    step = batch_size // at_once
+    for start in range(0, len(order), step):
+        for first in range(0, num_samples, at_once):
+            samples = range(first, min(first + at_once, num_samples))
+            batch = order[start : start + step]
+            rows = [i for i in batch if any((i, sample) not in done for sample in samples)]
+            if not rows:
+                continue
+            if seed is not None:  # what a row draws depends on the rows beside it: all of them again, or none
+                rows = batch
+                torch.manual_seed(zlib.crc32(f"{seed} {first} {batch}".encode()))
+            rollouts = sample_batch(
+                model, tokenizer, [prompts[i] for i in rows], device, len(samples), max_new_tokens, temperature, top_p
+            )
+            answers = [(i, sample) for i in rows for sample in samples]
+            graded = _grade(answers, rollouts, problems, tokenizer.eos_token_id)
+            yield {answer: record for answer, record in graded.items() if answer not in done}
+
+
+def _grade(answers: list[Answer], rollouts, problems: Sequence[dict], eos_token_id: int) -> dict[Answer, dict]:
+    graded = {}
+    lengths = rollouts.lengths.tolist()
+    last = rollouts.tokens.gather(1, rollouts.lengths[:, None] - 1).squeeze(1).tolist()
+    for row, (index, sample) in enumerate(answers):
+        problem, text = problems[index], rollouts.texts[row]
+        level = problem.get("level", "")
+        graded[index, sample] = {
+            "unique_id": problem.get("unique_id", index),
+            "sample": sample,
+            "level": f"Level {level}" if isinstance(level, int) else level,  # MATH-500 has 3 for MATH's "Level 3"
+            "type": problem.get("type", problem.get("subject", "")),
+            "answer": problem["answer"],
+            "response": text,
+            "tokens": lengths[row],
+            "correct": int(reward_rlvr(text, problem["answer"])),
+            "truncated": last[row] != eos_token_id,
+        }
+    return graded
+
+
+# ------------------------------------------------------------------ resumable evaluation
+
+
+def evaluate_to_file(
+    model: Qwen3Model,
+    tokenizer: Qwen3Tokenizer,
+    problems: Sequence[dict],
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    max_new_tokens: int | None = None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    num_samples: int = 1,
+    seed: int = 0,
+    batch_size: int = 16,
+    limit: int | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """Answer the first `limit` problems `num_samples` times each, and append every batch to a JSON-lines file.
+
+    `max_new_tokens` is 2048 unless given, or less where the model's context is shorter.
+    The first line of the file holds the settings. Answers already there are kept and not computed again; the last
+    line is dropped if it was cut short. Raises ValueError when the file is something else, or was made with other
+    weights, problems or settings, and when a response of `max_new_tokens` would not fit the model's context.
+    """
+    if num_samples < 1 or num_samples > 1 and temperature == 0:
+        raise ValueError(
+            "the number of samples must be at least 1, and just 1 at temperature 0, where answers are all alike; "
+            f"got {num_samples} at temperature {temperature}"
+        )
+    max_new_tokens = check_room(model, tokenizer, problems, max_new_tokens)
+    check_sampling(max_new_tokens, temperature, top_p)
+    settings = _settings(model, tokenizer, problems, max_new_tokens, temperature, top_p, num_samples, seed)
+    chosen = problems[:limit]
+    keys = problem_keys(problems)
+    path = Path(path)
+    kept = resume_answers(path, settings)
+    wanted = [(index, sample) for index in range(len(chosen)) for sample in range(num_samples)]
+    records = {a: kept[keys[a[0]], a[1]] for a in wanted if (keys[a[0]], a[1]) in kept}
+    bar = tqdm(total=len(wanted), initial=len(records), desc="evaluating", unit="answer", disable=not progress)
+    batches = answer_batches(
+        model, tokenizer, chosen, device, max_new_tokens, temperature, top_p, batch_size, num_samples,
+        seed if temperature > 0 else None, set(records),
+    )  # fmt: skip
+    with path.open("a", encoding="utf-8") as file, bar:
+        try:
+            for batch in batches:
+                lines = [json.dumps({"key": keys[i], **record}, ensure_ascii=False) for (i, _), record in batch.items()]
+                file.write("\n".join(lines) + "\n")
+                file.flush()
+                records |= batch
+                bar.update(len(batch))
+                bar.set_postfix(right=f"{sum(r['correct'] for r in records.values()) / len(records):.1%}")
+        except torch.OutOfMemoryError:
+            raise ValueError(
+                f"the memory of {device} is too small for batches of {batch_size}; choose a smaller batch size, "
+                f"the {len(records)} answers in {path} are kept"
+            ) from None
+    return Evaluation([records[answer] for answer in wanted])
+
+
+def check_room(
+    model: Qwen3Model, tokenizer: Qwen3Tokenizer, problems: Sequence[dict], max_new_tokens: int | None = None
+) -> int:
+    """`max_new_tokens`, or 2048 or as many as fit; ValueError unless they fit the context after every prompt."""
+    if not problems:
+        raise ValueError("there are no problems to evaluate; expected at least one")
+    context = model.cfg["context_length"]
+    longest = max(len(tokenizer.encode(render_prompt(problem["problem"]))) for problem in problems)
+    if context <= longest or max_new_tokens is not None and max_new_tokens > context - longest:
+        raise ValueError(
+            f"{max_new_tokens or 'more'} new tokens do not fit: the longest prompt has {longest} of the "
+            f"{context} tokens that the model can hold"
+        )
+    return max_new_tokens or min(2048, context - longest)
+
+
+def problem_keys(problems: Sequence[dict]) -> list[str]:
+    """A name for each problem in an answers file: its unique_id where all have different ones, else its index."""
+    ids = [str(problem.get("unique_id", "")) for problem in problems]
+    return ids if "" not in ids and len(set(ids)) == len(ids) else [str(i) for i in range(len(problems))]
+
+
+def _settings(model, tokenizer, problems, max_new_tokens, temperature, top_p, num_samples, seed) -> dict:
+    """What decides the answers; the batch size and the number of problems do not."""
+    content = json.dumps([[p["problem"], p["answer"]] for p in problems], ensure_ascii=False)
+    sampling = {"top_p": top_p, "samples": num_samples, "seed": seed} if temperature > 0 else {}
+    return {
+        "weights": weights_fingerprint(model),
+        "problems": sha256(content.encode()).hexdigest()[:12],
+        "chat_format": tokenizer.apply_chat_template,
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        **sampling,
+    }
+
+
+@torch.no_grad()
+def weights_fingerprint(model: Qwen3Model) -> str:
+    """Eight hex digits from a sample of every weight matrix, the same on every device."""
+    mark = 0
+    for _, weight in sorted(model.named_parameters()):
+        flat = weight.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // 64)].float().cpu()
+        mark = zlib.crc32(sample.numpy().tobytes(), mark)
+    return f"{mark:08x}"
+
+
+def resume_answers(path: Path, settings: dict) -> dict[tuple[str, int], dict]:
+    """The records of an answers file by key and sample; a new file gets its first line, a torn last line goes.
+
+    Raises ValueError when the file is no answers file, is damaged, or has other settings; it is not changed then.
+    """
+    head = json.dumps({"settings": settings})
+    content = path.read_bytes() if path.exists() else b""
+    whole = content[: content.rfind(b"\n") + 1]
+    lines = whole.splitlines()
+    if not lines:
+        if content and not head.encode().startswith(content):
+            raise ValueError(f"{path} is not a file of answers; choose another output file")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(head + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ValueError(f"cannot write {path}: {error.strerror}") from None
+        return {}
+    found = _settings_line(lines[0])
+    if found is None:
+        raise ValueError(f"{path} is not a file of answers; choose another output file")
+    for name in sorted(settings.keys() | found.keys()):
+        if found.get(name) != settings.get(name):
+            raise ValueError(
+                f"{path} was made with {name} = {found.get(name)}, not {settings.get(name)}; "
+                "choose another output file, or the settings it was made with"
+            )
+    records = {}
+    for number, line in enumerate(lines[1:], start=2):
+        try:
+            record = json.loads(line)
+            records[record.pop("key"), record["sample"]] = record
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"{path}, line {number}: not a record of an answer; the file is damaged") from None
+    if len(whole) < len(content):
+        os.truncate(path, len(whole))
+    return records
+
+
+def _settings_line(line: bytes) -> dict | None:
+    try:
+        settings = json.loads(line)["settings"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return settings if isinstance(settings, dict) else None
+
+
+# ------------------------------------------------------------------ figures
+
+
+def wilson_interval(successes: float, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """Where the true rate lies, with 95 % confidence for z = 1.96: Wilson's score interval (JASA 22, 1927)."""
+    rate = successes / trials
+    center = (rate + z**2 / (2 * trials)) / (1 + z**2 / trials)
+    half = z * sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2)) / (1 + z**2 / trials)
+    return max(0.0, center - half), min(1.0, center + half)
+
+
+def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
+    """Unbiased chance that one of k samples is right, from n of which c are: 1 - C(n - c, k) / C(n, k) (2107.03374)."""
+    if not 1 <= k <= num_samples:
+        raise ValueError(f"k must be from 1 to the number of samples, {num_samples}; got {k}")
+    return 1 - comb(num_samples - num_correct, k) / comb(num_samples, k)
+
+
+def majority_answer(responses: Sequence[str]) -> str:
+    """The final answer given most often; answers that the grader finds equal count together, the first wins a tie.
+
+    Empty when no response has a boxed answer.
+    """
+    votes: dict[str, int] = {}
+    known: dict[str, str] = {}  # each spelling's first equal one, so that the grader sees a spelling only once
+    for response in responses:
+        answer = extract_final_candidate(response, fallback=None)
+        if not answer:
+            continue
+        if answer not in known:
+            known[answer] = next((other for other in votes if grade_answer(answer, other)), answer)
+        votes[known[answer]] = votes.get(known[answer], 0) + 1
+    return max(votes, key=votes.__getitem__, default="")
+
+
+def format_evaluation(result: Evaluation) -> str:
+    """The figures of an evaluation as text: accuracy with its interval, length, truncation, by level and subject.
+
+    With several samples of each problem, accuracy is the mean over all samples, the interval that of as many
+    single answers as there are problems (a little wide), and pass@k and the majority's accuracy are added.
+    """
+    num_samples = 1 + max(record["sample"] for record in result.records)
+    num_problems = len(result.records) // num_samples
+    low, high = wilson_interval(result.accuracy * num_problems, num_problems)
+    lines = [
+        f"accuracy     {result.accuracy:6.1%}   (95 % interval {low:.1%} to {high:.1%}, {num_problems} problems)",
+        f"mean tokens  {result.mean_tokens:6.1f}",
+        f"truncated    {result.truncated:6.1%}",
+    ]
+    if num_samples > 1:
+        lines += _sample_lines(result, num_samples)
+    for field in ("level", "type"):
+        groups = result.by(field)
+        if len(groups) > 1:
+            lines.append("")
+            lines += [
+                f"{name or 'other':28}{len(part.records):6} answers{part.accuracy:8.1%}{part.mean_tokens:9.1f} tokens"
+                for name, part in groups.items()
+            ]
+    return "\n".join(lines)
+
+
+def _sample_lines(result: Evaluation, num_samples: int) -> list[str]:
+    problems = [result.records[i : i + num_samples] for i in range(0, len(result.records), num_samples)]
+    right = [sum(record["correct"] for record in problem) for problem in problems]
+    lines, k = [], 1
+    while k <= num_samples:
+        lines.append(f"pass@{k:<8}{sum(pass_at_k(num_samples, c, k) for c in right) / len(right):6.1%}")
+        k *= 2
+    votes = [majority_answer([record["response"] for record in problem]) for problem in problems]
+    won = sum(bool(v) and grade_answer(v, p[0]["answer"]) for v, p in zip(votes, problems, strict=True))
+    return [*lines, f"majority     {won / len(problems):6.1%}   (of {num_samples} samples)"]

@@ -4,37 +4,41 @@ import json
 import os
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from .qwen3 import Qwen3Model
-from .tokenizer import Qwen3Tokenizer
+from .checkpoints import check_fit, load_weights, open_checkpoint, shares_head, to_hf_names, weights_file
+from .download import download_model, download_qwen3_grpo_checkpoints
+from .qwen3 import Qwen3Model, rope_tables
+from .tokenizer import CHAT_TEMPLATE, Qwen3Tokenizer
+
+__all__ = [
+    "ALIASES", "HUB_MODELS", "SHIPPED", "download_qwen3_grpo_checkpoints", "export_model", "get_device", "load_model",
+    "load_model_and_tokenizer", "load_tokenizer", "load_weights", "model_directory", "native_dtype", "read_config",
+    "save_model",
+]  # fmt: skip
 
 WEIGHTS_DIR = Path(__file__).parent / "weights"
 SHIPPED = ("tiny-base", "tiny-reasoning")
 
-# Our module names (the printed book's) and those of Hugging Face checkpoints.
-_HF_NAMES = {
-    "tok_emb.weight": "model.embed_tokens.weight",
-    "final_norm.scale": "model.norm.weight",
-    "out_head.weight": "lm_head.weight",
+
+@dataclass(frozen=True)
+class HubModel:
+    """A model on the Hugging Face hub, and whether it speaks the chat format."""
+
+    repo_id: str
+    chat: bool
+
+
+HUB_MODELS = {
+    "qwen3-0.6b-base": HubModel("Qwen/Qwen3-0.6B-Base", chat=False),
+    "qwen3-0.6b": HubModel("Qwen/Qwen3-0.6B", chat=True),
 }
-_HF_LAYER_NAMES = {
-    "att.W_query.weight": "self_attn.q_proj.weight",
-    "att.W_key.weight": "self_attn.k_proj.weight",
-    "att.W_value.weight": "self_attn.v_proj.weight",
-    "att.out_proj.weight": "self_attn.o_proj.weight",
-    "att.q_norm.scale": "self_attn.q_norm.weight",
-    "att.k_norm.scale": "self_attn.k_norm.weight",
-    "ff.fc1.weight": "mlp.gate_proj.weight",
-    "ff.fc2.weight": "mlp.up_proj.weight",
-    "ff.fc3.weight": "mlp.down_proj.weight",
-    "norm1.scale": "input_layernorm.weight",
-    "norm2.scale": "post_attention_layernorm.weight",
-}
+ALIASES = {"base": "qwen3-0.6b-base", "reasoning": "qwen3-0.6b"}  # the printed book's names
+
 # Our config keys and those of a Hugging Face config.json.
 _HF_CONFIG = {
     "vocab_size": "vocab_size",
@@ -49,6 +53,13 @@ _HF_CONFIG = {
     "rms_norm_eps": "rms_norm_eps",
     "tied": "tie_word_embeddings",
 }
+# What the architecture here does not have: each must be absent or have this value.
+_HF_FIXED = {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False, "rope_scaling": None}
+# Beside the weights, what an exported model keeps of the directory it came from.
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "merges.txt", "generation_config.json",
+)  # fmt: skip
 
 
 def get_device() -> torch.device:
@@ -70,17 +81,21 @@ def load_model_and_tokenizer(
     device: torch.device | str,
     use_compile: bool = False,
     local_dir: str | Path | None = None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Qwen3Model, Qwen3Tokenizer]:
     """A model, in eval mode on `device`, and its tokenizer.
 
-    `which_model` is "tiny-base" or "tiny-reasoning" (shipped with the package) or the path of a Hugging
-    Face Qwen3 directory; `local_dir`, when given, is the directory to read instead of the shipped one.
-    Raises ValueError for an unknown name, and for a directory that is incomplete, damaged or whose
-    tokenizer does not fit the model.
+    `which_model` is "tiny-base" or "tiny-reasoning" (shipped with the package), "qwen3-0.6b-base" ("base") or
+    "qwen3-0.6b" ("reasoning"), which are downloaded once from the Hugging Face hub, or the path of a Hugging
+    Face Qwen3 directory. `local_dir` is a model directory to read instead, or else a folder for downloads, in
+    place of the hub's shared cache. The weights have the type of the model's config unless `dtype` is given,
+    and float32 where the device does not calculate in bfloat16.
+    Raises ValueError for an unknown name, for a download that fails, and for a directory that is incomplete,
+    damaged or whose tokenizer does not fit the model.
     """
     directory = model_directory(which_model, local_dir)
-    model = load_model(directory, device)
-    tokenizer = load_tokenizer(directory)
+    model = load_model(directory, device, dtype)
+    tokenizer = load_tokenizer(directory, chat=_chat_by_name(which_model))
     if tokenizer.vocab_size > model.cfg["vocab_size"]:
         raise ValueError(
             f"the tokenizer in {directory} has {tokenizer.vocab_size} tokens, but the model's embedding "
@@ -92,31 +107,93 @@ def load_model_and_tokenizer(
 
 
 def model_directory(which_model: str | Path, local_dir: str | Path | None = None) -> Path:
-    """The directory of a model's files; ValueError names the known models when there is none."""
-    if local_dir is not None:
+    """The directory of a model's files, downloaded when it is on the hub and not here yet.
+
+    Raises ValueError, naming the known models, when there is none.
+    """
+    name = ALIASES.get(str(which_model), str(which_model))
+    if local_dir is not None and (name not in HUB_MODELS or (Path(local_dir) / "config.json").is_file()):
         return Path(local_dir)
-    if str(which_model) in SHIPPED:
-        return WEIGHTS_DIR / str(which_model)
+    if name in SHIPPED:
+        return WEIGHTS_DIR / name
+    if name in HUB_MODELS:
+        return download_model(HUB_MODELS[name].repo_id, local_dir)
     if Path(which_model).is_dir():
         return Path(which_model)
-    known = ", ".join(SHIPPED)
+    known = ", ".join([*SHIPPED, *HUB_MODELS])
     raise ValueError(f"unknown model {str(which_model)!r}: known models are {known}, or the path of a model directory")
 
 
-def load_model(directory: str | Path, device: torch.device | str = "cpu") -> Qwen3Model:
-    """The model of a Hugging Face Qwen3 directory, in eval mode."""
+def _chat_by_name(which_model: str | Path) -> bool | None:
+    name = ALIASES.get(str(which_model), str(which_model))
+    return HUB_MODELS[name].chat if name in HUB_MODELS else None
+
+
+def load_model(
+    directory: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> Qwen3Model:
+    """The model of a Hugging Face Qwen3 directory, in eval mode, its weights of the config's type or of `dtype`.
+
+    Each tensor is read, cast and moved by itself, so that there is never a second copy of the weights.
+    A file's own output head is used where it differs from the embedding, as `transformers` does.
+    """
     directory = Path(directory)
     cfg = read_config(directory / "config.json")
-    model = Qwen3Model(cfg)
-    load_weights(model, directory / "model.safetensors")
-    return model.to(device).eval()
+    dtype = native_dtype(dtype or cfg["dtype"], device)
+    path = weights_file(directory)
+    stored = open_checkpoint(path)
+    if not cfg["tied"] and "out_head.weight" not in stored:
+        raise ValueError(f"{path} has no output head, but its config.json says that the model has one of its own")
+    tied = cfg["tied"] and shares_head(stored)
+    with torch.device("meta"):  # shapes without memory; the weights take their place below
+        model = Qwen3Model(cfg | {"dtype": dtype, "tied": tied})
+    check_fit(model, stored, tied, path)
+    names = [name for name, _ in model.named_parameters()]
+    state = {name: stored[name].read().to(device=device, dtype=dtype) for name in names}
+    model.load_state_dict(state, assign=True)
+    tables = rope_tables(cfg["head_dim"], cfg["context_length"], cfg["rope_base"])
+    model.cos, model.sin = (table.to(device) for table in tables)
+    return model.eval()
 
 
-def load_tokenizer(directory: str | Path) -> Qwen3Tokenizer:
-    """The tokenizer of a model directory; it speaks the chat format when the directory has a chat template."""
+def native_dtype(dtype: torch.dtype, device: torch.device | str) -> torch.dtype:
+    """`dtype`, but float32 instead of bfloat16 where the device only imitates it.
+
+    That is an NVIDIA GPU older than compute capability 8.0, such as the T4, and Apple's MPS before macOS 14.
+    `torch.cuda.is_bf16_supported()` says True there as well, because it counts the slow imitation.
+    """
+    device = torch.device(device)
+    if dtype != torch.bfloat16:
+        return dtype
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return torch.float32
+    if device.type == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0):
+        return torch.float32
+    return dtype
+
+
+def load_tokenizer(directory: str | Path, chat: bool | None = None) -> Qwen3Tokenizer:
+    """The tokenizer of a model directory; `chat` says whether it speaks the chat format.
+
+    Without `chat` the token at which the model stops decides: <|im_end|> is a chat model, <|endoftext|> a base
+    model. A chat template alone says nothing, because Qwen's base models come with one too.
+    """
     directory = Path(directory)
-    config = _read_json(directory / "tokenizer_config.json")
-    return Qwen3Tokenizer(directory / "tokenizer.json", apply_chat_template="chat_template" in config)
+    tokenizer = Qwen3Tokenizer(directory / "tokenizer.json")
+    if chat is None:
+        chat = tokenizer.backend.token_to_id("<|im_end|>") in stop_tokens(directory)
+    tokenizer.set_chat(chat)
+    return tokenizer
+
+
+def stop_tokens(directory: str | Path) -> set[int]:
+    """The ids at which a model's text ends: from generation_config.json, or else from config.json."""
+    for name in ("generation_config.json", "config.json"):
+        path = Path(directory) / name
+        ids = _read_json(path).get("eos_token_id") if path.is_file() else None
+        if ids is not None:
+            return set(ids) if isinstance(ids, list) else {ids}
+    return set()
 
 
 def read_config(path: str | Path) -> dict:
@@ -124,90 +201,48 @@ def read_config(path: str | Path) -> dict:
     hf = _read_json(Path(path))
     if hf.get("model_type") != "qwen3":
         raise ValueError(f"{path} describes a {hf.get('model_type')!r} model; only 'qwen3' is supported")
-    hf.setdefault("rope_theta", (hf.get("rope_parameters") or {}).get("rope_theta"))
+    rope = hf.get("rope_parameters") or {}  # where newer versions of `transformers` write it
+    hf.setdefault("rope_theta", rope.get("rope_theta"))
+    hf.setdefault("tie_word_embeddings", False)  # `transformers` leaves out what is the default
+    if rope.get("rope_type", "default") != "default":
+        hf["rope_scaling"] = rope["rope_type"]
+    for key, value in _HF_FIXED.items():
+        if hf.get(key, value) != value:
+            raise ValueError(f"{path} has {key} = {hf[key]!r}; only {value!r} is supported")
     missing = [key for key in _HF_CONFIG.values() if hf.get(key) is None]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}")
     cfg = {ours: hf[theirs] for ours, theirs in _HF_CONFIG.items()}
-    cfg["dtype"] = getattr(torch, hf.get("dtype") or hf.get("torch_dtype") or "float32")
+    name = hf.get("dtype") or hf.get("torch_dtype") or "float32"
+    cfg["dtype"] = getattr(torch, str(name), None)
+    if cfg["dtype"] not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"{path} asks for weights of type {name!r}; expected float32, bfloat16 or float16")
     return cfg
 
 
-def load_weights(model: Qwen3Model, path: str | Path) -> None:
-    """Fill a model from a `.safetensors` file or a `.pth` state dict, in Hugging Face's or the book's names.
-
-    Raises ValueError when the file is missing, damaged, or belongs to a model of another shape; the model is
-    left as it was in that case.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"there is no checkpoint {path}; expected a .safetensors or .pth file")
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"the checkpoint {path} is damaged or incomplete: {error}") from None
-    except Exception as error:  # torch.load raises many types, pickle's own among them
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"the checkpoint {path} cannot be read as plain weights: {reason}") from None
-    state = from_hf_names(state)
-    if "out_head" not in dict(model.named_children()):
-        head = state.pop("out_head.weight", None)
-        if head is not None and not torch.equal(head, state.get("tok_emb.weight", head)):
-            raise ValueError(
-                f"{path} has an output head of its own, but this model shares it with the embedding; "
-                "build the model with cfg['tied'] = False"
-            )
-    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    found = {name: tuple(t.shape) for name, t in state.items()}
-    if expected != found:
-        odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        raise ValueError(
-            f"the checkpoint {path} does not fit the model: {len(odd)} weights differ in name or shape, "
-            f"{odd[0]} among them (expected {expected.get(odd[0])}, found {found.get(odd[0])})"
-        )
-    model.load_state_dict(state)
-
-
-def from_hf_names(state: dict) -> dict:
-    """A state dict with our names; names that are ours already stay."""
-    ours = {theirs: mine for mine, theirs in _HF_NAMES.items()}
-    layer = {theirs: mine for mine, theirs in _HF_LAYER_NAMES.items()}
-    renamed = {}
-    for name, tensor in state.items():
-        if name.startswith("model.layers."):
-            _, _, index, rest = name.split(".", 3)
-            name = f"trf_blocks.{index}.{layer.get(rest, rest)}"
-        renamed[ours.get(name, name)] = tensor
-    return renamed
-
-
-def to_hf_names(state: dict) -> dict:
-    """A state dict with Hugging Face's names."""
-    renamed = {}
-    for name, tensor in state.items():
-        if name.startswith("trf_blocks."):
-            _, index, rest = name.split(".", 2)
-            name = f"model.layers.{index}.{_HF_LAYER_NAMES[rest]}"
-        renamed[_HF_NAMES.get(name, name)] = tensor
-    return renamed
-
-
-def save_model(model: Qwen3Model, tokenizer: Qwen3Tokenizer, directory: str | Path, card: str = "") -> Path:
+def save_model(
+    model: Qwen3Model,
+    tokenizer: Qwen3Tokenizer,
+    directory: str | Path,
+    card: str = "",
+    files_from: str | Path | None = None,
+) -> Path:
     """Write a Hugging Face model directory that `transformers` opens; `card` is the text of its README.md.
 
+    `files_from` is a model directory whose tokenizer files, chat template among them, are taken over as they are.
     The files are written to a temporary folder beside it, which then takes its place. Raises ValueError
     when `directory` exists and is not a model directory, so that nothing else is ever overwritten.
     """
     directory = Path(directory)
-    if directory.exists() and not (directory / "config.json").is_file() and any(directory.iterdir()):
-        raise ValueError(f"{directory} exists and is not a model directory; choose another folder")
+    if directory.exists() and not (directory / "config.json").is_file():
+        _check_new(directory, "and is not a model directory")
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
         _write_model_files(model, tokenizer, temporary, card)
+        for name in _TOKENIZER_FILES if files_from is not None else ():
+            if (Path(files_from) / name).is_file():
+                shutil.copyfile(Path(files_from) / name, temporary / name)
         temporary.chmod(0o755)
         if directory.exists():
             shutil.rmtree(directory)
@@ -215,6 +250,35 @@ def save_model(model: Qwen3Model, tokenizer: Qwen3Tokenizer, directory: str | Pa
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return directory
+
+
+def _check_new(directory: Path, reason: str) -> None:
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ValueError(f"{directory} exists {reason}; choose another folder")
+
+
+def export_model(source: str | Path, directory: str | Path, which_model: str | Path | None = None) -> Path:
+    """Write a trained model as a directory that `transformers`, TRL and vLLM open; returns the directory.
+
+    `source` is a run folder of `rfs train`, a model directory, or a checkpoint file, for which `which_model`
+    says what was trained. Raises ValueError for anything else, and when `directory` holds something already.
+    """
+    source, directory = Path(source), Path(directory)
+    _check_new(directory, "already and is not empty")
+    if source.is_file():
+        if which_model is None:
+            raise ValueError(f"{source} holds weights only; say with --model which model they belong to")
+        origin = model_directory(which_model)
+        model, tokenizer = load_model_and_tokenizer(which_model, "cpu")
+        load_weights(model, source)
+    else:
+        origin = next((folder for folder in (source, source / "model") if (folder / "config.json").is_file()), None)
+        if origin is None:
+            raise ValueError(
+                f"{source} is neither a run folder with a trained model in it, nor a model directory, nor a checkpoint"
+            )
+        model, tokenizer = load_model_and_tokenizer(origin, "cpu")
+    return save_model(model, tokenizer, directory, files_from=origin)
 
 
 def _write_model_files(model: Qwen3Model, tokenizer: Qwen3Tokenizer, directory: Path, card: str) -> None:
@@ -225,7 +289,7 @@ def _write_model_files(model: Qwen3Model, tokenizer: Qwen3Tokenizer, directory: 
         "model_type": "qwen3",
         "hidden_act": "silu",
         "attention_bias": False,
-        "dtype": str(cfg["dtype"]).removeprefix("torch."),
+        "dtype": str(model.tok_emb.weight.dtype).removeprefix("torch."),
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
@@ -244,20 +308,6 @@ def _write_model_files(model: Qwen3Model, tokenizer: Qwen3Tokenizer, directory: 
     save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
     if card:
         (directory / "README.md").write_text(card, encoding="utf-8")
-
-
-# The user and assistant turns of Qwen3's chat format, as a template for `transformers`.
-CHAT_TEMPLATE = (
-    "{%- for message in messages %}"
-    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
-    "{%- endfor %}"
-    "{%- if add_generation_prompt %}"
-    "{{- '<|im_start|>assistant\\n' }}"
-    "{%- if enable_thinking is defined and enable_thinking is false %}"
-    "{{- '<think>\\n\\n</think>\\n\\n' }}"
-    "{%- endif %}"
-    "{%- endif %}"
-)
 
 
 def _read_json(path: Path) -> dict:

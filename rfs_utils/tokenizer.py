@@ -20,6 +20,19 @@ SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+# Qwen3's turns as a template for `transformers`; `Qwen3Tokenizer.wrap_chat` writes the same text for one user's turn.
+CHAT_TEMPLATE = (
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}"
+    "{{- '<|im_start|>assistant\\n' }}"
+    "{%- if enable_thinking is defined and enable_thinking is false %}"
+    "{{- '<think>\\n\\n</think>\\n\\n' }}"
+    "{%- endif %}"
+    "{%- endif %}"
+)
+
 
 class Qwen3Tokenizer:
     """Turns text into token ids and back.
@@ -44,17 +57,22 @@ class Qwen3Tokenizer:
             self.backend = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception for any malformed file
             raise ValueError(f"{path} is not a valid tokenizer.json: {error}") from None
-        self.apply_chat_template = apply_chat_template
+        self.path = path
         self.add_generation_prompt = add_generation_prompt
         self.add_thinking = add_thinking
-        self.eos_token = "<|im_end|>" if apply_chat_template else "<|endoftext|>"
-        self.pad_token_id = self._special_id("<|endoftext|>", path)
-        self.eos_token_id = self._special_id(self.eos_token, path)
+        self.pad_token_id = self._special_id("<|endoftext|>")
+        self.set_chat(apply_chat_template)
 
-    def _special_id(self, token: str, path: Path) -> int:
+    def set_chat(self, apply_chat_template: bool) -> None:
+        """Switch the chat format on or off, and with it the token that ends a text."""
+        self.apply_chat_template = apply_chat_template
+        self.eos_token = "<|im_end|>" if apply_chat_template else "<|endoftext|>"
+        self.eos_token_id = self._special_id(self.eos_token)
+
+    def _special_id(self, token: str) -> int:
         token_id = self.backend.token_to_id(token)
         if token_id is None:
-            raise ValueError(f"{path} has no token {token}; a Qwen3 tokenizer is expected")
+            raise ValueError(f"{self.path} has no token {token}; a Qwen3 tokenizer is expected")
         return token_id
 
     @property
