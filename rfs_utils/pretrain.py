@@ -191,7 +191,7 @@ def reasoning_documents(
         response = write_reasoning(story) + tokenizer.eos_token
         yield tokenizer.encode(render_prompt(problem)), tokenizer.encode(response, chat_wrapped=False)
 
-# %% ../exercises/pretraining.ipynb #b2c5e353
+# %% ../exercises/pretraining.ipynb #e71e8bd8
 CARD = """---
 license: apache-2.0
 library_name: transformers
@@ -204,7 +204,7 @@ A Qwen3-architecture model of {weights:,} weights for the word problems of `rfs-
 Made by `rfs pretrain` (seed {seed}, {steps} pre-training steps): generated documents only, nothing from the web.
 Recipe and code: `exercises/pretraining.ipynb`.
 
-Measured on 500 held-out problems of levels 1 to 5 (four samples each at temperature 1 where it says sampled):
+Measured on {num_problems} held-out problems of levels 1 to 5 (four samples each at temperature 1 where it says sampled):
 
 | | |
 |---|---|
@@ -215,9 +215,12 @@ Measured on 500 held-out problems of levels 1 to 5 (four samples each at tempera
 | worked responses whose final number is right | {worked_right:.1%} |
 """
 
-# %% ../exercises/pretraining.ipynb #4fceb736
-def pretrain_all(out: str | Path, steps: int | None = None, seed: int = 0) -> None:
-    """Make tiny-base and tiny-reasoning from nothing in the folder `out`, which must be new or empty."""
+# %% ../exercises/pretraining.ipynb #8513820e
+def pretrain_all(out: str | Path, steps: int | None = None, seed: int = 0, num_problems: int = 500) -> None:
+    """Make tiny-base and tiny-reasoning from nothing in the folder `out`, which must be new or empty.
+
+    `num_problems` is the number of held-out problems for the scores in the model cards.
+    """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists already and is not empty; choose another --out")
@@ -230,19 +233,23 @@ def pretrain_all(out: str | Path, steps: int | None = None, seed: int = 0) -> No
         chat_tokenizer = Qwen3Tokenizer(Path(folder) / "tokenizer.json", apply_chat_template=True)
     model = new_model(tokenizer, seed)
     fit(model, tokenizer, recipe)
-    finish(model, tokenizer, out / "tiny-base", recipe, "It answers in haste and only now and then works a problem out.")
+    purpose = "It answers in haste and only now and then works a problem out."
+    finish(model, tokenizer, out / "tiny-base", recipe, purpose, num_problems)
     fine_tuning = Recipe(seed=seed, steps=max(1, recipe.steps // 8), lr=recipe.lr / 3)
     fit(model, chat_tokenizer, fine_tuning, source=reasoning_documents)
     purpose = "It is tiny-base, fine-tuned to think step by step before every answer, in the chat format."
-    finish(model, chat_tokenizer, out / "tiny-reasoning", recipe, purpose)
+    finish(model, chat_tokenizer, out / "tiny-reasoning", recipe, purpose, num_problems)
 
-# %% ../exercises/pretraining.ipynb #5e299683
-def finish(model: Qwen3Model, tokenizer: Qwen3Tokenizer, directory: Path, recipe: Recipe, purpose: str) -> None:
-    """Measure a model on 500 held-out problems, and save it with its card."""
-    habits = measure_habits(model, tokenizer, generate_tiny_problems(500, "test", seed=0))
+# %% ../exercises/pretraining.ipynb #1b1ed42c
+def finish(
+    model: Qwen3Model, tokenizer: Qwen3Tokenizer, directory: Path, recipe: Recipe, purpose: str, num_problems: int
+) -> None:
+    """Measure a model on held-out problems, and save it with its card."""
+    habits = measure_habits(model, tokenizer, generate_tiny_problems(num_problems, "test", seed=0))
     weights = sum(p.numel() for p in model.parameters())
     card = CARD.format(
-        name=directory.name, weights=weights, purpose=purpose, seed=recipe.seed, steps=recipe.steps, **habits
-    )
+        name=directory.name, weights=weights, purpose=purpose, seed=recipe.seed, steps=recipe.steps,
+        num_problems=num_problems, **habits,
+    )  # fmt: skip
     save_model(model, tokenizer, directory, card)
     print(f"{directory}: " + ", ".join(f"{name} {value:.3f}" for name, value in habits.items()))
