@@ -111,7 +111,7 @@ def test_damaged_model_directories_are_named(damage, tmp_path, monkeypatch, caps
     weights = directory / "model.safetensors"
     if damage == "missing":
         weights.unlink()
-        message = "there is no .*model.safetensors"
+        message = "mine has no weights"
     elif damage == "truncated":
         weights.write_bytes(weights.read_bytes()[:1000])
         message = "damaged or incomplete"
