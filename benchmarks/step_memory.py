@@ -93,7 +93,7 @@ def run_ours(args, device: torch.device) -> dict:
     """The trainer's own step."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from rfs_utils import trainer
-    from rfs_utils.lean import cast_weights
+    from rfs_utils.lean import cast_weights, return_freed_memory
     from rfs_utils.optim import make_optimizer
     from rfs_utils.qwen3 import QWEN3_CONFIG_06B, Qwen3Model
 
@@ -108,6 +108,8 @@ def run_ours(args, device: torch.device) -> dict:
             p.normal_(std=0.02)
     plan = trainer.make_plan(config, model, device)
     cast_weights(model, plan.dtype)
+    if args.memory == "low":
+        return_freed_memory()
     model.to(device).eval()
     optimizer = make_optimizer(plan.optimizer, model.parameters(), config.lr)
     clock = Clock(device)
