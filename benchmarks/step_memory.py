@@ -11,9 +11,9 @@ printed book's package in a process of its own: give an environment that has it 
 
 import argparse
 import json
+import os
 import random
 import resource
-import subprocess
 import sys
 import time
 from functools import wraps
@@ -41,10 +41,13 @@ class FixedPrompt:
 
 
 class Clock:
-    """Seconds and peak memory by phase; `watch` wraps a function that belongs to a phase."""
+    """Seconds and peak memory by phase; `watch` wraps a function that belongs to a phase.
+
+    CPU seconds of one thread, unlike wall time, say something on a busy machine too.
+    """
 
     def __init__(self, device: torch.device):
-        self.device, self.seconds, self.peaks = device, {}, {}
+        self.device, self.seconds, self.cpu_seconds, self.peaks = device, {}, {}, {}
 
     def peak_gb(self) -> float:
         if self.device.type == "cuda":
@@ -52,14 +55,19 @@ class Clock:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
 
+    def forget_times(self) -> None:
+        self.seconds.clear()
+        self.cpu_seconds.clear()
+
     def watch(self, phase: str, function):
         @wraps(function)
         def timed(*args, **kwargs):
-            started = time.perf_counter()
+            started, cpu_started = time.perf_counter(), time.process_time()
             result = function(*args, **kwargs)
             if self.device.type == "cuda":
                 torch.cuda.synchronize()
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started
+            self.cpu_seconds[phase] = self.cpu_seconds.get(phase, 0.0) + time.process_time() - cpu_started
             self.peaks[phase] = self.peak_gb()
             return result
 
@@ -69,6 +77,7 @@ class Clock:
         return {
             "peak_gb": round(self.peak_gb(), 2),
             "seconds": round(self.seconds["step"], 1),
+            "cpu_seconds": {k: round(v, 1) for k, v in self.cpu_seconds.items()},
             "phase_seconds": {k: round(v, 1) for k, v in self.seconds.items() if k != "step"},
             "peak_gb_after": {k: round(v, 2) for k, v in self.peaks.items()},
         }
@@ -84,7 +93,7 @@ def run_ours(args, device: torch.device) -> dict:
     """The trainer's own step."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from rfs_utils import trainer
-    from rfs_utils.lean import cast_weights
+    from rfs_utils.lean import cast_weights, return_freed_memory
     from rfs_utils.optim import make_optimizer
     from rfs_utils.qwen3 import QWEN3_CONFIG_06B, Qwen3Model
 
@@ -99,6 +108,8 @@ def run_ours(args, device: torch.device) -> dict:
             p.normal_(std=0.02)
     plan = trainer.make_plan(config, model, device)
     cast_weights(model, plan.dtype)
+    if args.memory == "low":
+        return_freed_memory()
     model.to(device).eval()
     optimizer = make_optimizer(plan.optimizer, model.parameters(), config.lr)
     clock = Clock(device)
@@ -110,7 +121,7 @@ def run_ours(args, device: torch.device) -> dict:
     tokenizer = FixedPrompt(args.prompt_tokens, model.cfg["vocab_size"])
     for _ in range(args.steps):
         random_reward.count = 0
-        clock.seconds.clear()
+        clock.forget_times()
         metrics = step(model, tokenizer, optimizer, [EXAMPLE], config, device, plan)
     if metrics["avg_response_len"] != args.max_new_tokens or not 0 < metrics["grad_norm"] < float("inf"):
         raise RuntimeError(f"this was not a full step: {metrics}")
@@ -147,7 +158,7 @@ def run_peer(args, device: torch.device) -> dict:
 
     for _ in range(args.steps):
         random_reward.count = 0
-        clock.seconds.clear()
+        clock.forget_times()
         clock.watch("step", step)()
     return {
         "package": f"reasoning-from-scratch {version('reasoning-from-scratch')}", "optimizer": "adamw",
@@ -171,9 +182,9 @@ def main() -> None:
     parser.add_argument("--peer", action="store_true", help="measure the book's package instead")
     parser.add_argument("--peer-python", default=sys.executable, help="a Python that has reasoning-from-scratch")
     args = parser.parse_args()
-    if args.peer and args.peer_python != sys.executable:
-        own = sys.argv[1:] + ["--peer-python", args.peer_python]
-        sys.exit(subprocess.call([args.peer_python, __file__, *own]))
+    if args.peer and Path(args.peer_python) != Path(sys.executable):
+        arguments = [args.peer_python, __file__, *sys.argv[1:], "--peer-python", args.peer_python]
+        os.execv(args.peer_python, arguments)  # the same process, so that stopping it stops the measurement
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)

@@ -113,7 +113,7 @@ class Noise:
     """
 
     def __init__(self, device: torch.device, largest: int):
-        piece = 2**18 if device.type == "cpu" else 2**24  # small enough for a CPU's cache
+        piece = 2**17 if device.type == "cpu" else 2**24  # small enough for a CPU's cache
         self.piece = min(piece, -(-largest // BLOCK) * BLOCK)
         self.integers = torch.randint(0, 2**16, (2 * self.piece,), dtype=torch.int32, device=device)
         self.fractions = self.integers / 2**16

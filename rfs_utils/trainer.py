@@ -21,7 +21,16 @@ from .ch06 import (
 )
 from .data import HARDER_LEVELS, generate_tiny_problems, render_prompt
 from .evaluate import Evaluation, evaluate_model
-from .lean import MEMORY, MemoryPlan, backpropagate, cast_weights, plan_memory, policy_gradient_part, sample_rollouts
+from .lean import (
+    MEMORY,
+    MemoryPlan,
+    backpropagate,
+    cast_weights,
+    plan_memory,
+    policy_gradient_part,
+    return_freed_memory,
+    sample_rollouts,
+)
 from .models import load_model_and_tokenizer, save_model
 from .optim import OPTIMIZERS, make_optimizer
 from .plots import plot_training, read_metrics, save_figure
@@ -34,7 +43,7 @@ METHODS = ("grpo",)
 
 @dataclass
 class TrainConfig:
-    """Everything that decides a run; the same values give the same run on the same machine."""
+    """Everything that decides a run; the same values give the same run up to the rounding of the hardware."""
 
     model: str = "tiny-base"
     method: str = "grpo"
@@ -151,6 +160,8 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> dict:
 
     plan = make_plan(config, model, device)
     cast_weights(model, plan.dtype)
+    if config.memory == "low":
+        return_freed_memory()
     before, harder_before = evaluate(model, problems=held_out, progress=True), evaluate_harder(model)
     torch.manual_seed(config.seed)
     optimizer = make_optimizer(plan.optimizer, model.parameters(), config.lr, config.weight_decay)

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from small import make_tokenizer
 
-from rfs_utils.pretrain import train_tokenizer
 from rfs_utils.qwen3 import Qwen3Model
 
 SMALL = {
@@ -36,5 +36,5 @@ def model() -> Qwen3Model:
 
 
 @pytest.fixture(scope="session")
-def tokenizer(tmp_path_factory):
-    return train_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer.json", num_problems=300)
+def tokenizer():
+    return make_tokenizer()

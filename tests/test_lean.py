@@ -1,5 +1,8 @@
 """The lean GRPO step: every part of it equals the plain functions of chapter 6."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +17,7 @@ from rfs_utils.ch06 import (
     token_logprobs,
 )
 from rfs_utils.optim import make_optimizer
-from rfs_utils.qwen3 import KVCache, Qwen3Model
+from rfs_utils.qwen3 import KVCache, Qwen3Model, _LeanRMSNorm
 from rfs_utils.sampling import top_p_filter
 
 CONFIG = {
@@ -214,6 +217,36 @@ def test_split_by_length_bounds_micro_batches_and_loses_no_row():
     assert [lengths[part].tolist() for part in parts] == [[30], [9], [7, 7], [5, 2], [1]]
 
 
+def test_a_step_in_bfloat16_has_the_gradient_of_the_plain_step_but_for_rounding():
+    model, rollouts = small_model(), some_rollouts()
+    _, exact, _ = plain_step(model, rollouts, ADVANTAGES, 1.0, None)
+    lean.cast_weights(model, torch.bfloat16)
+    _, plain, _ = plain_step(model, rollouts, ADVANTAGES, 1.0, None)
+    model.zero_grad()
+    lean.backpropagate(model, rollouts, lean.policy_gradient_part(ADVANTAGES), max_tokens=10)
+    found = {name: grad.float() for name, grad in gradients(model).items()}
+    plain = {name: grad.float() for name, grad in plain.items()}
+    assert relative_difference(found, exact) < 1.5 * relative_difference(plain, exact) < 0.1
+
+
+def test_rmsnorm_in_bfloat16_is_torchs_and_keeps_no_float32_copy():
+    torch.manual_seed(0)
+    x, scale = torch.randn(3, 5, 64).bfloat16().requires_grad_(), (1 + torch.randn(64)).bfloat16().requires_grad_()
+    slope, kept = torch.randn(3, 5, 64).bfloat16(), []
+
+    def run(norm):
+        out = norm(x, scale)
+        return (out.detach(), *torch.autograd.grad(out, (x, scale), slope))
+
+    plain = run(lambda x, scale: F.rms_norm(x, (64,), scale, 1e-6))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        found = run(lambda x, scale: _LeanRMSNorm.apply(x, scale, 1e-6))
+    assert torch.equal(found[0], plain[0])
+    for a, b in zip(found[1:], plain[1:], strict=True):
+        torch.testing.assert_close(a, b, rtol=0.02, atol=0.02)
+    assert sum(t.numel() for t in kept if t.dtype == torch.float32) == 15
+
+
 # --- gradient checkpointing -----------------------------------------------------------------------
 
 
@@ -367,6 +400,32 @@ def test_casting_weights_spares_the_rotary_tables_and_updates_the_config():
     lean.cast_weights(model, torch.bfloat16)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert model.cos.dtype == torch.float32 and model.cfg["dtype"] == torch.bfloat16
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of Linux's C library")
+def test_freed_tensors_go_back_to_the_system():
+    """In a process of its own, because the setting lasts: what many freed tensors leave behind."""
+    code = """
+import torch
+from rfs_utils.lean import return_freed_memory
+
+def resident_mb():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1]) / 1024
+
+def left_over():
+    before = resident_mb()
+    many = [torch.ones(2**18) for _ in range(200)]  # 1 MB each
+    last = torch.ones(2**10)  # a small block above them keeps the heap from shrinking
+    del many
+    return resident_mb() - before
+
+for _ in range(3):
+    torch.ones(2**22)  # 16 MB: once freed, glibc puts everything smaller on its heap
+print(return_freed_memory(), round(left_over()))
+"""
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    worked, megabytes = output.split()
+    assert worked == "False" or int(megabytes) < 20  # 185 without the setting
 
 
 def trained(monkeypatch, micro_batch, steps=3):
