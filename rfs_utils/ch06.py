@@ -21,7 +21,7 @@ from .qwen3 import KVCache, Qwen3Model
 from .sampling import check_group, check_sampling, choose_token, top_p_filter
 from .tokenizer import Qwen3Tokenizer
 
-# %% ../ch06/ch06.ipynb #a49c6147
+# %% ../ch06/ch06.ipynb #2a32367a
 @torch.no_grad()
 def sample_tokens(
     model: Qwen3Model,
@@ -44,7 +44,7 @@ def sample_tokens(
     for t in range(max_new_tokens):
         new = choose_token(logits, temperature, top_p)
         tokens[active, t] = new
-        ended = new == eos_token_id
+        ended = new == (-1 if eos_token_id is None else eos_token_id)
         if ended.any():
             lengths[active[ended]] = t + 1
             active, new = active[~ended], new[~ended]

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from rfs_utils import ch06
 from rfs_utils.ch06 import Rollouts
 from rfs_utils.data import generate_tiny_problems
+from rfs_utils.qwen3 import KVCache
 from rfs_utils.sampling import top_p_filter
 
 PROMPTS = ["How many?", "Tom has 12 coins. How many coins does Tom have now?"]
@@ -53,6 +54,13 @@ def test_rows_end_with_their_end_token_and_the_mask_includes_it(stopping_model, 
         assert (tokens[: length - 1] != eos).all() and (tokens[length:] == 0).all()
         assert mask.tolist() == [1.0] * int(length) + [0.0] * (len(mask) - int(length))
         assert text.endswith("<|endoftext|>") == bool(ended)
+
+
+def test_without_an_end_token_every_row_runs_to_the_limit(model):
+    cache = KVCache(model.cfg["n_layers"])
+    logits = model(torch.randint(0, 512, (3, 4)), cache=cache)[:, -1]
+    tokens, lengths = ch06.sample_tokens(model, logits, cache, max_new_tokens=7, eos_token_id=None)
+    assert tokens.shape == (3, 7) and lengths.tolist() == [7, 7, 7]
 
 
 def test_sampling_follows_the_model(model, tokenizer):
@@ -106,8 +114,6 @@ def test_sampler_and_scorer_agree_with_the_cache(model, tokenizer):
     """Log-probs of tokens under the cached, row-dropping sampler's own logits equal those of one full pass."""
     rollouts = draw(model, tokenizer, PROMPTS, num_rollouts=2)
     recorded = torch.zeros_like(rollouts.mask)
-    from rfs_utils.qwen3 import KVCache
-
     cache = KVCache(model.cfg["n_layers"])
     with torch.no_grad():
         logits = model(rollouts.prompt_ids, cache=cache, num_pad=rollouts.num_pad)[:, -1]
