@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-NOTEBOOKS := ch06 exercises
+NOTEBOOKS := ch06 ch07 exercises
 
 .PHONY: train test lint unit notebooks export run-notebooks lab pretrain clean
 

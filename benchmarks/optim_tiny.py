@@ -11,36 +11,29 @@ import json
 import math
 import statistics
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from rfs_utils.config import TrainConfig  # noqa: E402
 from rfs_utils.data import generate_tiny_problems  # noqa: E402
 from rfs_utils.evaluate import evaluate_model  # noqa: E402
-from rfs_utils.lean import cast_weights  # noqa: E402
+from rfs_utils.learner import Learner  # noqa: E402
 from rfs_utils.models import load_model_and_tokenizer  # noqa: E402
-from rfs_utils.optim import OPTIMIZERS, make_optimizer  # noqa: E402
-from rfs_utils.trainer import TrainConfig, make_plan, train_step  # noqa: E402
+from rfs_utils.optim import OPTIMIZERS  # noqa: E402
 
 
 def run(config: TrainConfig, held_out: list[dict]) -> dict:
     """Train with one optimiser and seed; accuracy and mean response length on held-out problems."""
-    device = torch.device("cpu")
-    model, tokenizer = load_model_and_tokenizer(config.model, device)
-    dtype = torch.float32 if config.optimizer == "adamw" else torch.bfloat16
-    plan = replace(make_plan(config, model, device), dtype=dtype)
-    cast_weights(model, dtype)
+    model, tokenizer = load_model_and_tokenizer(config.model, "cpu")
     problems = generate_tiny_problems(max(2000, config.steps * config.prompts_per_step), "train", seed=config.seed)
     torch.manual_seed(config.seed)
-    optimizer = make_optimizer(config.optimizer, model.parameters(), config.lr)
-    for step in range(config.steps):
-        first = step * config.prompts_per_step
-        examples = [problems[i % len(problems)] for i in range(first, first + config.prompts_per_step)]
-        metrics = train_step(model, tokenizer, optimizer, examples, config, device, plan)
-    result = evaluate_model(model, tokenizer, held_out, device, max_new_tokens=config.max_new_tokens)
+    learner = Learner(config, model, tokenizer, problems)
+    for _ in range(config.steps):
+        metrics = learner.step()
+    result = evaluate_model(model, tokenizer, held_out, "cpu", max_new_tokens=config.max_new_tokens)
     return {
         "optimizer": config.optimizer, "seed": config.seed, "steps": config.steps, "lr": config.lr,
         "accuracy": result.accuracy, "tokens": result.mean_tokens, "last_reward": metrics["reward_avg"],
@@ -60,7 +53,8 @@ def main() -> None:
     accuracy: dict[str, list[float]] = {}
     for seed in range(args.seeds):
         for name in args.optimizers:
-            config = TrainConfig(model=args.model, steps=args.steps, lr=args.lr, optimizer=name, seed=seed)
+            dtype = "float32" if name == "adamw" else "bfloat16"
+            config = TrainConfig(model=args.model, steps=args.steps, lr=args.lr, optimizer=name, dtype=dtype, seed=seed)
             found = run(config, held_out)
             accuracy.setdefault(name, []).append(100 * found["accuracy"])
             print(json.dumps(found), flush=True)

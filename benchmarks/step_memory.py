@@ -92,42 +92,37 @@ def random_reward(*_) -> float:
 def run_ours(args, device: torch.device) -> dict:
     """The trainer's own step."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from rfs_utils import trainer
-    from rfs_utils.lean import cast_weights, return_freed_memory
-    from rfs_utils.optim import make_optimizer
+    from rfs_utils import experience, learner
+    from rfs_utils.config import TrainConfig
     from rfs_utils.qwen3 import QWEN3_CONFIG_06B, Qwen3Model
 
-    config = trainer.TrainConfig(
-        num_rollouts=args.rollouts, max_new_tokens=args.max_new_tokens, temperature=args.temperature,
-        top_p=args.top_p, lr=1e-5, memory=args.memory, optimizer=args.optimizer, micro_batch=args.micro_batch,
+    config = TrainConfig(
+        prompts_per_step=1, num_rollouts=args.rollouts, max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature, top_p=args.top_p, lr=1e-5, memory=args.memory, optimizer=args.optimizer,
+        micro_batch=args.micro_batch,
     )  # fmt: skip
-    config.check()
     model = Qwen3Model(QWEN3_CONFIG_06B)
     with torch.no_grad():
         for p in (p for p in model.parameters() if p.ndim > 1):
             p.normal_(std=0.02)
-    plan = trainer.make_plan(config, model, device)
-    cast_weights(model, plan.dtype)
-    if args.memory == "low":
-        return_freed_memory()
     model.to(device).eval()
-    optimizer = make_optimizer(plan.optimizer, model.parameters(), config.lr)
-    clock = Clock(device)
-    trainer.reward_rlvr = random_reward
-    trainer.sample_rollouts = clock.watch("sampling", trainer.sample_rollouts)
-    trainer.backpropagate = clock.watch("backward", trainer.backpropagate)
-    optimizer.step = clock.watch("optimizer", optimizer.step)
-    step = clock.watch("step", trainer.train_step)
     tokenizer = FixedPrompt(args.prompt_tokens, model.cfg["vocab_size"])
+    clock = Clock(device)
+    experience.sample_rollouts = clock.watch("sampling", experience.sample_rollouts)
+    learner.backpropagate = clock.watch("backward", learner.backpropagate)
+    ours = learner.Learner(config, model, tokenizer, [EXAMPLE], device)
+    ours.rewards = {"accuracy": (lambda texts, examples, **info: [random_reward() for _ in texts], 1.0)}
+    ours.optimizer.step = clock.watch("optimizer", ours.optimizer.step)
+    step = clock.watch("step", ours.step)
     for _ in range(args.steps):
         random_reward.count = 0
         clock.forget_times()
-        metrics = step(model, tokenizer, optimizer, [EXAMPLE], config, device, plan)
+        metrics = step()
     if metrics["avg_response_len"] != args.max_new_tokens or not 0 < metrics["grad_norm"] < float("inf"):
         raise RuntimeError(f"this was not a full step: {metrics}")
     return {
-        "package": "rfs-utils", "memory": args.memory, "optimizer": plan.optimizer,
-        "dtype": str(plan.dtype).removeprefix("torch."), "micro_batch": plan.max_tokens, **clock.report(),
+        "package": "rfs-utils", "memory": args.memory, "optimizer": ours.plan.optimizer,
+        "dtype": str(ours.plan.dtype).removeprefix("torch."), "micro_batch": ours.plan.max_tokens, **clock.report(),
     }  # fmt: skip
 
 

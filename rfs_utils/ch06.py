@@ -21,8 +21,7 @@ from .qwen3 import KVCache, Qwen3Model
 from .sampling import check_group, check_sampling, choose_token, top_p_filter
 from .tokenizer import Qwen3Tokenizer
 
-# %% ../ch06/ch06.ipynb #2a32367a
-@torch.no_grad()
+# %% ../ch06/ch06.ipynb #ee7584fb
 def sample_tokens(
     model: Qwen3Model,
     logits: torch.Tensor,
@@ -31,31 +30,38 @@ def sample_tokens(
     eos_token_id: int | None,
     temperature: float = 1.0,
     top_p: float | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    uniform: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Continue every row of a prefilled cache until it ends.
 
-    `logits`, (rows, vocab_size), predict the first new token. Returns the tokens, (rows, longest response), with
-    zeros after a row's end, and the lengths, (rows,), which count the end-of-sequence token. Defined in ch06, 6.5.
+    `logits`, (rows, vocab_size), predict the first new token. Returns the tokens and their log-probabilities as
+    sampled, both (rows, longest response) with zeros after a row's end, and the lengths, (rows,), which count the
+    end-of-sequence token. `uniform`, (rows, max_new_tokens), decides the draws. Defined in ch06, 6.5.
     """
-    rows = logits.shape[0]
-    tokens = torch.zeros(rows, max_new_tokens, dtype=torch.long, device=logits.device)
-    lengths = torch.full((rows,), max_new_tokens, device=logits.device)
-    active = torch.arange(rows, device=logits.device)  # the rows still running
-    for t in range(max_new_tokens):
-        new = choose_token(logits, temperature, top_p)
-        tokens[active, t] = new
-        ended = new == (-1 if eos_token_id is None else eos_token_id)
-        if ended.any():
-            lengths[active[ended]] = t + 1
-            active, new = active[~ended], new[~ended]
-            if len(active) == 0:
-                break
-            cache.select((~ended).nonzero().squeeze(1))
-        if t + 1 < max_new_tokens:
-            logits = model(new[:, None], cache=cache)[:, -1]
-    return tokens[:, : int(lengths.max())], lengths
+    rows, device = logits.shape[0], logits.device
+    if uniform is None:
+        uniform = torch.rand(rows, max_new_tokens, device=device)
+    tokens = torch.zeros(rows, max_new_tokens, dtype=torch.long, device=device)
+    logps = torch.zeros(rows, max_new_tokens, device=device)
+    lengths = torch.full((rows,), max_new_tokens, device=device)
+    active = torch.arange(rows, device=device)  # the rows still running
+    with torch.inference_mode():
+        for t in range(max_new_tokens):
+            new, logps[active, t] = choose_token(logits, temperature, top_p, uniform[active, t])
+            tokens[active, t] = new
+            ended = new == (-1 if eos_token_id is None else eos_token_id)
+            if ended.any():
+                lengths[active[ended]] = t + 1
+                active, new = active[~ended], new[~ended]
+                if len(active) == 0:
+                    break
+                cache.select((~ended).nonzero().squeeze(1))
+            if t + 1 < max_new_tokens:
+                logits = model(new[:, None], cache=cache)[:, -1]
+    longest = int(lengths.max())
+    return tokens[:, :longest], logps[:, :longest], lengths
 
-# %% ../ch06/ch06.ipynb #bf2a71c8
+# %% ../ch06/ch06.ipynb #1d74712c
 @dataclass
 class Rollouts:
     """A batch of N sampled responses; rows of the same prompt stand together."""
@@ -65,6 +71,7 @@ class Rollouts:
     tokens: torch.Tensor  # (N, T) responses, padded on the right
     lengths: torch.Tensor  # (N,) response lengths, the end-of-sequence token included
     texts: list[str]  # N decoded responses
+    logps: torch.Tensor | None = None  # (N, T) log-probabilities as sampled, 0 at padding
 
     @property
     def mask(self) -> torch.Tensor:
@@ -72,7 +79,7 @@ class Rollouts:
         positions = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         return (positions[None, :] < self.lengths[:, None]).float()
 
-# %% ../ch06/ch06.ipynb #ae7ec73d
+# %% ../ch06/ch06.ipynb #7e819096
 @torch.no_grad()
 def sample_batch(
     model: Qwen3Model,
@@ -83,6 +90,7 @@ def sample_batch(
     max_new_tokens: int = 512,
     temperature: float = 0.8,
     top_p: float | None = 0.9,
+    uniform: torch.Tensor | None = None,
 ) -> Rollouts:
     """`num_rollouts` responses to every prompt, each prompt read only once. Defined in ch06, 6.5."""
     check_sampling(max_new_tokens, temperature, top_p)
@@ -97,9 +105,9 @@ def sample_batch(
     cache = KVCache(model.cfg["n_layers"], capacity=width + max_new_tokens)
     logits = model.logits(model.hidden_states(prompt_ids, cache, num_pad)[:, -1])
     cache.repeat(num_rollouts)
-    tokens, lengths = sample_tokens(
+    tokens, logps, lengths = sample_tokens(
         model, logits.repeat_interleave(num_rollouts, dim=0), cache,
-        max_new_tokens, tokenizer.eos_token_id, temperature, top_p,
+        max_new_tokens, tokenizer.eos_token_id, temperature, top_p, uniform,
     )  # fmt: skip
     return Rollouts(
         prompt_ids=prompt_ids.repeat_interleave(num_rollouts, dim=0),
@@ -107,6 +115,7 @@ def sample_batch(
         tokens=tokens,
         lengths=lengths,
         texts=[tokenizer.decode(row[:n]) for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True)],
+        logps=logps,
     )
 
 # %% ../ch06/ch06.ipynb #f1998957

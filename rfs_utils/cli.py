@@ -1,11 +1,15 @@
-"""The command line: `rfs train`, `rfs pretrain`, `rfs eval`, `rfs download`, `rfs export`."""
+"""The command line: `rfs train`, `pretrain`, `eval`, `plot`, `samples`, `compare`, `download`, `export`."""
 
 import argparse
+import signal
 import sys
 from dataclasses import fields
 from pathlib import Path
 
-from .data import generate_tiny_problems, load_math500_test, load_math_train, load_problems
+from . import parallel
+from .ch07 import METHODS
+from .config import TrainConfig, field_type, read_config
+from .data import PROBLEM_SETS, problem_set
 from .download import GRPO_FOLDERS, download_qwen3_grpo_checkpoints
 from .evaluate import evaluate_to_file, format_evaluation
 from .models import (
@@ -18,9 +22,7 @@ from .models import (
     model_directory,
 )
 from .sampling import check_sampling
-from .trainer import TrainConfig, train
-
-DATA_SETS = {"math500": (load_math500_test, "math500_test.json"), "math-train": (load_math_train, "math_train.json")}
+from .trainer import RunFailed, RunStopped, resume, train
 
 
 def add_train(commands) -> None:
@@ -28,34 +30,49 @@ def add_train(commands) -> None:
         "train",
         help="train a model with reinforcement learning and write a folder of results",
         description="Train a model with reinforcement learning from verifiable rewards.",
-        epilog="example: rfs train --model tiny-base --steps 40 --seed 1 --out runs/mine",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog="examples: rfs train --model tiny-base --steps 40 --seed 1 --out runs/mine; "
+        "rfs train --config my.toml --method dapo; rfs train --resume runs/mine",
     )
-    helps = {
-        "model": "tiny-base, tiny-reasoning, or the path of a model directory",
-        "method": "the algorithm",
-        "steps": "number of updates",
-        "prompts_per_step": "problems in each update",
-        "num_rollouts": "sampled answers for each problem, at least 2",
-        "max_new_tokens": "longest answer, in tokens",
-        "temperature": "sampling temperature",
-        "top_p": "sample from the likeliest tokens that hold this share of the probability",
-        "lr": "learning rate",
-        "weight_decay": "AdamW's weight decay",
-        "max_grad_norm": "gradients are clipped to this norm",
-        "memory": "auto fits the device and keeps small models in float32; low takes the least memory",
-        "optimizer": "adamw (float32), kahan or stochastic (bfloat16 weights), 8bit; auto follows --memory",
-        "micro_batch": "response tokens back-propagated at a time; 0 follows --memory",
-        "eval_every": "steps between evaluations on held-out problems",
-        "seed": "seed of problems and sampling",
-        "out": "folder for the results, new or empty (default: the next free one under runs/)",
-    }
+    parser.add_argument("--config", metavar="FILE", help="settings from a TOML file; flags have precedence")
+    parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder, from its last checkpoint")
+    add_settings(parser)
+    parser.set_defaults(run=run_train)
+
+
+def add_settings(parser) -> None:
+    """A flag for every setting of a run; those that are not given are not in the result."""
     for field in fields(TrainConfig):
-        kind = str if field.name == "out" else field.type
-        help_text = helps[field.name] if field.name != "out" else helps["out"].replace("%", "%%")
-        default = argparse.SUPPRESS if field.name == "out" else field.default
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=default, help=help_text)
-    parser.set_defaults(run=lambda args: train(TrainConfig(**{k: v for k, v in vars(args).items() if k != "run"})))
+        flag, kind, text = f"--{field.name.replace('_', '-')}", field_type(field.name), field.metadata["help"]
+        options = {"default": argparse.SUPPRESS, "help": text}
+        if kind is bool:
+            parser.add_argument(flag, action="store_true", **options)
+        else:
+            if field.default is not None:
+                options["help"] += f" (default: {field.default})"
+            parser.add_argument(flag, type=kind, **options)
+
+
+def given_settings(args) -> dict:
+    """The settings of a run among parsed arguments."""
+    return {field.name: getattr(args, field.name) for field in fields(TrainConfig) if hasattr(args, field.name)}
+
+
+def run_train(args) -> None:
+    """`rfs train`, anew or resumed."""
+    settings = given_settings(args)
+    parallel.start()
+    try:
+        if args.resume is None:
+            train(TrainConfig(**{**(read_config(args.config) if args.config else {}), **settings}))
+            return
+        changeable = {"steps", "eval_every", "checkpoint_every", "keep_checkpoints", "stop_on_collapse"}
+        fixed = sorted(settings.keys() - changeable)
+        if fixed or args.config:
+            what = f"--{fixed[0].replace('_', '-')}" if fixed else "--config"
+            raise ValueError(f"a run goes on with its own settings: {what} cannot be given with --resume")
+        resume(args.resume, changes=settings)
+    finally:
+        parallel.stop()
 
 
 def add_pretrain(commands) -> None:
@@ -118,7 +135,7 @@ def run_eval(args) -> None:
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"limit must be at least 1, got {args.limit}")
     check_sampling(args.max_new_tokens, args.temperature, args.top_p)  # before anything is downloaded
-    problems = load_eval_problems(args.data, args.limit)
+    problems = problem_set(args.data, "test", args.limit)
     device = get_device()
     model, tokenizer = load_model_and_tokenizer(args.model, device)
     if args.checkpoint:
@@ -132,21 +149,103 @@ def run_eval(args) -> None:
     print(f"{args.checkpoint or args.model} on {args.data}\n{format_evaluation(result)}\nanswers in {out}")
 
 
-def load_eval_problems(data: str, limit: int | None) -> list[dict]:
-    """The problems that `--data` names; ValueError for a name that is neither known nor a file."""
-    if data == "tiny":
-        return generate_tiny_problems(max(500, limit or 0), "test", seed=0)
-    if data in DATA_SETS:
-        load, file = DATA_SETS[data]
-        return load(file)
-    if not Path(data).is_file():
-        known = ", ".join([*DATA_SETS, "tiny"])
-        raise ValueError(f"unknown data {data!r}: known names are {known}, or the path of a problem file")
-    return load_problems(data)
+def add_plot(commands) -> None:
+    parser = commands.add_parser(
+        "plot",
+        help="draw the curves of one or several runs",
+        description="Draw the metrics of runs. Runs that differ in nothing but the seed become one curve with a band "
+        "from the lowest to the highest.",
+        epilog="example: rfs plot runs/grpo-seed0 runs/grpo-seed1 runs/rloo-seed0 --out compared.png",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
+    parser.add_argument("--columns", help="columns of metrics.csv, separated by commas (default: the usual ones)")
+    parser.add_argument("--window", type=int, default=5, help="steps of the moving average (default: %(default)s)")
+    parser.add_argument("--out", default="runs.png", help="picture to write: .png, .svg or .pdf (default: %(default)s)")
+    parser.set_defaults(run=run_plot)
+
+
+def run_plot(args) -> None:
+    """`rfs plot`: a picture of several runs."""
+    from .ch07 import plot_grpo_metrics
+    from .plots import save_figure
+
+    figure = plot_grpo_metrics(group_runs(args.runs), args.columns and args.columns.split(","), args.window)
+    save_figure(figure, args.out)
+    print(f"written to {args.out}")
+
+
+def group_runs(folders: list[str]) -> dict[str, list[Path]]:
+    """metrics.csv of run folders, by the settings in which they differ besides seed and folder."""
+    settings = {}
+    for folder in map(Path, folders):
+        if not (folder / "metrics.csv").is_file():
+            raise ValueError(f"{folder} is not the folder of a run; expected metrics.csv in it")
+        config = read_config(folder / "config.toml") if (folder / "config.toml").is_file() else {"run": folder.name}
+        settings[folder] = {key: value for key, value in config.items() if key not in ("seed", "out")}
+    every = {key for config in settings.values() for key in config}
+    differ = sorted(key for key in every if len({str(config.get(key)) for config in settings.values()}) > 1)
+    groups: dict[str, list[Path]] = {}
+    for folder, config in settings.items():
+        label = ", ".join(str(config.get(k)) if k in ("method", "run") else f"{k} {config.get(k)}" for k in differ)
+        groups.setdefault(label or config.get("method", folder.name), []).append(folder / "metrics.csv")
+    return groups
+
+
+def add_samples(commands) -> None:
+    parser = commands.add_parser(
+        "samples",
+        help="show rollouts that a run has kept",
+        description="Print rollouts of a run, best first, or write the page that shows them token by token.",
+        epilog="example: rfs samples runs/mine --step 20",
+    )
+    parser.add_argument("run_folder", metavar="RUN", help="run folder")
+    parser.add_argument("--step", type=int, help="training step (default: the last one kept)")
+    parser.add_argument("--limit", type=int, default=8, help="how many (default: %(default)s)")
+    parser.add_argument("--html", action="store_true", help="write RUN/report.html instead")
+    parser.set_defaults(run=run_samples)
+
+
+def run_samples(args) -> None:
+    """`rfs samples`: to the screen, or as a page."""
+    from .page import format_samples_text, read_samples, write_page
+
+    folder = Path(args.run_folder)
+    if args.html:
+        print(f"written to {write_page(folder)}; open it in a browser")
+    elif not folder.is_dir():
+        raise ValueError(f"there is no run folder {folder}")
+    else:
+        print(format_samples_text(read_samples(folder), args.step, args.limit))
+
+
+def add_compare(commands) -> None:
+    parser = commands.add_parser(
+        "compare",
+        help="train several methods over several seeds and print a table",
+        description="Train several methods on the tiny model under equal conditions, over several seeds. Evaluations "
+        "go to a CSV file; runs that are in it already are not repeated. Takes all settings of rfs train.",
+        epilog="example: rfs compare --methods grpo,rloo,dapo --seeds 5 --steps 40 --csv family.csv",
+    )
+    parser.add_argument("--methods", help="methods, separated by commas (default: all)")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds (default: %(default)s)")
+    parser.add_argument("--csv", default="compare.csv", help="file for the evaluations (default: %(default)s)")
+    add_settings(parser)
+    parser.set_defaults(run=run_compare)
+
+
+def run_compare(args) -> None:
+    """`rfs compare`: runs, then the table."""
+    from .compare import compare, summarise
+
+    if args.seeds < 1:
+        raise ValueError(f"seeds must be at least 1, got {args.seeds}")
+    methods = args.methods.split(",") if args.methods else list(METHODS)
+    compare(methods, args.seeds, TrainConfig(**given_settings(args)), args.csv)
+    print(f"\n{summarise(args.csv)}")
 
 
 def add_download(commands) -> None:
-    names = [*HUB_MODELS, *DATA_SETS, *(f"grpo-{kind}" for kind in GRPO_FOLDERS)]
+    names = [*HUB_MODELS, *PROBLEM_SETS, *(f"grpo-{kind}" for kind in GRPO_FOLDERS)]
     parser = commands.add_parser(
         "download",
         help="fetch a model, a problem set or a published checkpoint",
@@ -167,8 +266,8 @@ def run_download(args) -> None:
     folder = Path(args.to or ".")
     if name in HUB_MODELS:
         path = model_directory(name, args.to)
-    elif name in DATA_SETS:
-        load, file = DATA_SETS[name]
+    elif name in PROBLEM_SETS:
+        load, file = PROBLEM_SETS[name]
         path = folder / file
         folder.mkdir(parents=True, exist_ok=True)
         load(path)
@@ -195,7 +294,10 @@ def add_export(commands) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point of the `rfs` command. Returns 0, 2 for bad input (one sentence, no traceback), 130 for Ctrl-C."""
+    """Entry point of the `rfs` command; the exit code is 2 for bad input, which gets one sentence and no traceback.
+
+    It is 1 for a run that failed, and 130 or 143 after Ctrl-C or SIGTERM.
+    """
     parser = argparse.ArgumentParser(
         prog="rfs", description="Train reasoning models with reinforcement learning from verifiable rewards."
     )
@@ -203,6 +305,9 @@ def main(argv: list[str] | None = None) -> int:
     add_train(commands)
     add_pretrain(commands)
     add_eval(commands)
+    add_plot(commands)
+    add_samples(commands)
+    add_compare(commands)
     add_download(commands)
     add_export(commands)
     args = parser.parse_args(argv)
@@ -212,6 +317,12 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"rfs: error: {error}", file=sys.stderr)
         return 2
+    except RunFailed as error:
+        print(f"rfs: error: {error}", file=sys.stderr)
+        return 1
+    except RunStopped as stop:
+        print(f"\nrfs: {stop}", file=sys.stderr)
+        return 128 + (stop.number or signal.SIGINT)
     except KeyboardInterrupt:
         print("\nrfs: interrupted", file=sys.stderr)
         return 130

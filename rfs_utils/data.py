@@ -255,3 +255,22 @@ def parse_math(content: bytes, count: int) -> list[dict]:
     if len(problems) != count:
         raise ValueError(f"it holds {len(problems):,} problems where {count:,} are expected")
     return problems
+
+
+PROBLEM_SETS = {"math500": (load_math500_test, "math500_test.json"), "math-train": (load_math_train, "math_train.json")}
+
+
+def problem_set(data: str, split: str = "train", limit: int | None = None) -> list[dict]:
+    """The problems that a name (tiny, math500, math-train) or the path of a problem file stands for.
+
+    `split` and `limit` matter for tiny alone, whose problems are generated. ValueError for anything else.
+    """
+    if data == "tiny":
+        return generate_tiny_problems(max(500, limit or 0), split, seed=0)
+    if data in PROBLEM_SETS:
+        load, file = PROBLEM_SETS[data]
+        return load(file)
+    if not Path(data).is_file():
+        known = ", ".join([*PROBLEM_SETS, "tiny"])
+        raise ValueError(f"unknown data {data!r}: known names are {known}, or the path of a problem file")
+    return load_problems(data)

@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from .ch06 import Rollouts, policy_gradient_loss, sample_batch
+from .ch06 import Rollouts, sample_batch
 from .qwen3 import Qwen3Model
 from .sampling import top_p_filter
 from .tokenizer import Qwen3Tokenizer
 
 MEMORY = ("auto", "low")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 # --- log-probabilities in chunks ------------------------------------------------------------------
@@ -115,8 +116,8 @@ class PromptKV:
             if self.layers[layer] is None:
                 self.layers[layer] = (k, v)
             return k, v
-        past_k, past_v = self.layers[layer]
-        return torch.cat([past_k[self.rows], k], dim=2), torch.cat([past_v[self.rows], v], dim=2)
+        past = (x.index_select(0, self.rows) for x in self.layers[layer])
+        return tuple(torch.cat([old, new], dim=2) for old, new in zip(past, (k, v), strict=True))
 
     def continued(self, rows: torch.Tensor) -> "PromptKV":
         """The same prompts in front of a batch of responses; `rows`, (batch,), is the prompt of each."""
@@ -188,7 +189,7 @@ def split_by_length(lengths: torch.Tensor, max_tokens: int) -> list[torch.Tensor
 def _score(model, prompts: PromptStates, owner, tokens, lengths, temperature, top_p) -> torch.Tensor:
     """Log-probabilities, (rows, longest), zero at padding, of some responses to prompts that were read."""
     tokens = tokens[:, : int(lengths.max())]
-    hidden = prompts.last[owner][:, None]
+    hidden = prompts.last.index_select(0, owner)[:, None]
     if tokens.shape[1] > 1:
         # The last token of a response predicts nothing.
         more = model.hidden_states(tokens[:, :-1], prompts.cache.continued(owner))
@@ -211,16 +212,6 @@ def _checkpointing(model: Qwen3Model, on: bool):
 # --- the step -------------------------------------------------------------------------------------
 
 PartLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-def policy_gradient_part(advantages: torch.Tensor) -> PartLoss:
-    """The share of some rows in `ch06.policy_gradient_loss` of the whole step, for `backpropagate`."""
-
-    def part_loss(logps: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        # The exported loss is a mean over its rows; the step's is a mean over all.
-        return policy_gradient_loss(logps, advantages[rows], mask) * (len(rows) / len(advantages))
-
-    return part_loss
 
 
 def backpropagate(
@@ -301,18 +292,24 @@ def sample_rollouts(
     temperature: float = 0.8,
     top_p: float | None = 0.9,
     cache_bytes: int = 2**30,
+    uniform: torch.Tensor | None = None,
 ) -> Rollouts:
-    """`ch06.sample_batch`, in as many batches as keep the key-value cache within `cache_bytes`."""
+    """`ch06.sample_batch`, in as many batches as keep the key-value cache within `cache_bytes`.
+
+    `uniform`, (prompts * num_rollouts, max_new_tokens), decides the draws of each rollout, however they are batched.
+    """
     width = max(len(tokenizer.encode(prompt)) for prompt in prompts)
     at_once = max(1, cache_bytes // (cache_bytes_per_token(model) * (width + max_new_tokens)))
-    batches = []
+    batches, drawn = [], 0
     if at_once >= num_rollouts:  # whole groups of several prompts
         groups = [(prompts[part], num_rollouts) for part in _slices(len(prompts), at_once // num_rollouts)]
     else:  # a part of one prompt's group
         sizes = [part.stop - part.start for part in _slices(num_rollouts, at_once)]
         groups = [([prompt], size) for prompt in prompts for size in sizes]
     for some, size in groups:
-        batches.append(sample_batch(model, tokenizer, some, device, size, max_new_tokens, temperature, top_p))
+        rows = slice(drawn, drawn := drawn + len(some) * size)
+        numbers = None if uniform is None else uniform[rows]
+        batches.append(sample_batch(model, tokenizer, some, device, size, max_new_tokens, temperature, top_p, numbers))
     return batches[0] if len(batches) == 1 else join_rollouts(batches, tokenizer.pad_token_id)
 
 
@@ -332,6 +329,19 @@ def join_rollouts(batches: Sequence[Rollouts], pad_token_id: int) -> Rollouts:
         tokens=torch.cat([F.pad(b.tokens, (0, longest - b.tokens.shape[1])) for b in batches]),
         lengths=torch.cat([b.lengths for b in batches]),
         texts=[text for b in batches for text in b.texts],
+        logps=torch.cat([F.pad(b.logps, (0, longest - b.tokens.shape[1])) for b in batches]),
+    )
+
+
+def select_rollouts(rollouts: Rollouts, rows: torch.Tensor) -> Rollouts:
+    """The rollouts with these indices, in this order."""
+    return Rollouts(
+        prompt_ids=rollouts.prompt_ids[rows],
+        num_pad=None if rollouts.num_pad is None else rollouts.num_pad[rows],
+        tokens=rollouts.tokens[rows],
+        lengths=rollouts.lengths[rows],
+        texts=[rollouts.texts[i] for i in rows.tolist()],
+        logps=rollouts.logps[rows],
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from .checkpoints import check_fit, load_weights, open_checkpoint, shares_head, to_hf_names, weights_file
@@ -247,6 +248,8 @@ def save_model(
         if directory.exists():
             shutil.rmtree(directory)
         os.replace(temporary, directory)
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise OSError(f"cannot write {directory}: {error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return directory

@@ -58,7 +58,7 @@ def write_response(kind: str, story: Story) -> str:
         "think": f"<think>\n{steps}\n</think>\n\n\\boxed{{{answer}}}",
     }[kind]
 
-# %% ../exercises/pretraining.ipynb #322d7a9a
+# %% ../exercises/pretraining.ipynb #56816a6c
 Mixture = tuple[tuple[str, float], ...]  # kinds of documents and their shares
 
 
@@ -66,13 +66,13 @@ Mixture = tuple[tuple[str, float], ...]  # kinds of documents and their shares
 class Recipe:
     """How long, how fast and on what mixture of documents the tiny models are trained."""
 
-    steps: int = 2200
-    batch_size: int = 64
-    lr: float = 3e-3
+    steps: int = 3500
+    batch_size: int = 32
+    lr: float = 2.5e-3
     mean_tokens: float = 25  # of a response: the loss is divided by a constant, not by each batch's own length
-    early_share: float = 0.88  # of the steps; then the late mixture begins
+    early_share: float = 0.9  # of the steps; then the late mixture begins
     early: Mixture = (
-        ("hasty", 0.28), ("hasty_unboxed", 0.07), ("worked", 0.50), ("worked_unboxed", 0.08), ("think", 0.07),
+        ("hasty", 0.25), ("hasty_unboxed", 0.06), ("worked", 0.54), ("worked_unboxed", 0.08), ("think", 0.07),
     )  # fmt: skip
     late: Mixture = (
         ("hasty", 0.75), ("hasty_unboxed", 0.14), ("worked", 0.075), ("worked_unboxed", 0.02), ("think", 0.015),
@@ -215,7 +215,7 @@ Measured on {num_problems} held-out problems of levels 1 to 5 (four samples each
 | worked responses whose final number is right | {worked_right:.1%} |
 """
 
-# %% ../exercises/pretraining.ipynb #8513820e
+# %% ../exercises/pretraining.ipynb #de652515
 def pretrain_all(out: str | Path, steps: int | None = None, seed: int = 0, num_problems: int = 500) -> None:
     """Make tiny-base and tiny-reasoning from nothing in the folder `out`, which must be new or empty.
 
@@ -235,7 +235,7 @@ def pretrain_all(out: str | Path, steps: int | None = None, seed: int = 0, num_p
     fit(model, tokenizer, recipe)
     purpose = "It answers in haste and only now and then works a problem out."
     finish(model, tokenizer, out / "tiny-base", recipe, purpose, num_problems)
-    fine_tuning = Recipe(seed=seed, steps=max(1, recipe.steps // 8), lr=recipe.lr / 3)
+    fine_tuning = Recipe(seed=seed, steps=max(1, recipe.steps // 12), lr=recipe.lr / 3)
     fit(model, chat_tokenizer, fine_tuning, source=reasoning_documents)
     purpose = "It is tiny-base, fine-tuned to think step by step before every answer, in the chat format."
     finish(model, chat_tokenizer, out / "tiny-reasoning", recipe, purpose, num_problems)

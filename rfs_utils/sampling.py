@@ -68,12 +68,28 @@ def _nucleus(probas: torch.Tensor, top_p: float) -> torch.Tensor:
     return kept / kept.sum()
 
 
-def choose_token(logits: torch.Tensor, temperature: float = 1.0, top_p: float | None = None) -> torch.Tensor:
-    """One token id for each row of logits, (batch, vocab_size) -> (batch,); temperature 0 takes the likeliest."""
+def choose_token(
+    logits: torch.Tensor,
+    temperature: float = 1.0,
+    top_p: float | None = None,
+    uniform: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token id for each row of logits, (batch, vocab_size), and its log-probability as sampled, both (batch,).
+
+    Temperature 0 takes the likeliest token, with log-probability 0. `uniform`, (batch,), are numbers in [0, 1) that
+    decide the draws, token by token of the vocabulary's order (default: fresh ones from torch's generator).
+    """
     if temperature == 0:
-        return logits.argmax(dim=-1)
+        return logits.argmax(dim=-1), torch.zeros(len(logits), device=logits.device)
     probas = top_p_filter(torch.softmax(logits.float() / temperature, dim=-1), top_p)
-    return torch.multinomial(probas, num_samples=1).squeeze(-1)
+    if uniform is None:
+        uniform = torch.rand(len(logits), device=logits.device)
+    # In single precision a sum over 150,000 probabilities would swallow the small ones. Apple's GPUs have no double.
+    exact = torch.float32 if probas.device.type == "mps" else torch.float64
+    reached = probas.cumsum(dim=-1, dtype=exact)
+    wanted = uniform.to(exact)[:, None] * reached[:, -1:]
+    token = torch.searchsorted(reached, wanted, right=True).clamp_(max=probas.shape[-1] - 1)
+    return token.squeeze(-1), probas.gather(-1, token).squeeze(-1).log()
 
 
 @torch.no_grad()
@@ -91,7 +107,7 @@ def generate_text_top_p_stream_cache(
     new = token_ids
     for _ in range(max_new_tokens):
         logits = model(new, cache=cache)[:, -1]
-        new = choose_token(logits, temperature, top_p)[:, None]
+        new = choose_token(logits, temperature, top_p)[0][:, None]
         if eos_token_id is not None and new.item() == eos_token_id:
             return
         yield new

@@ -1,270 +1,362 @@
-"""The training engine behind `rfs train`: several prompts a step, held-out evaluation, a folder of results.
+"""The training engine behind `rfs train`: a run from start to end, in a folder, that loses no work.
 
-The algorithm is the notebooks': this module calls the functions exported from the chapters.
+A run is a `Learner`, which knows how to do a step, with evaluation, logs, checkpoints and guards around it.
 """
 
-import json
-import os
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from .ch06 import (
-    append_csv_metrics,
-    group_advantages,
-    reward_rlvr,
-)
-from .data import HARDER_LEVELS, generate_tiny_problems, render_prompt
+from . import parallel
+from .ch06 import append_csv_metrics
+from .config import TrainConfig, format_config, read_config
+from .data import HARDER_LEVELS, generate_tiny_problems, problem_set
 from .evaluate import Evaluation, evaluate_model
-from .lean import (
-    MEMORY,
-    MemoryPlan,
-    backpropagate,
-    cast_weights,
-    plan_memory,
-    policy_gradient_part,
-    return_freed_memory,
-    sample_rollouts,
-)
-from .models import load_model_and_tokenizer, save_model
-from .optim import OPTIMIZERS, make_optimizer
+from .lean import cache_bytes_per_token
+from .learner import Learner
+from .models import get_device, load_model_and_tokenizer, save_model
+from .page import write_page
 from .plots import plot_training, read_metrics, save_figure
-from .qwen3 import Qwen3Model
-from .sampling import check_group, check_sampling
-from .tokenizer import Qwen3Tokenizer
-
-METHODS = ("grpo",)
-
-
-@dataclass
-class TrainConfig:
-    """Everything that decides a run; the same values give the same run up to the rounding of the hardware."""
-
-    model: str = "tiny-base"
-    method: str = "grpo"
-    steps: int = 50
-    prompts_per_step: int = 8
-    num_rollouts: int = 8
-    max_new_tokens: int = 96
-    temperature: float = 1.0
-    top_p: float = 1.0
-    lr: float = 3e-4
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    memory: str = "auto"
-    optimizer: str = "auto"
-    micro_batch: int = 0
-    eval_every: int = 10
-    seed: int = 0
-    out: str | None = None
-
-    def check(self) -> None:
-        """ValueError with one sentence for the first setting that makes no sense."""
-        if self.method not in METHODS:
-            raise ValueError(f"unknown method {self.method!r}: known methods are {', '.join(METHODS)}")
-        for name in ("steps", "prompts_per_step", "max_new_tokens", "eval_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        check_group(self.num_rollouts, self.temperature)
-        check_sampling(top_p=self.top_p)
-        for name in ("lr", "max_grad_norm"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
-        if self.memory not in MEMORY:
-            raise ValueError(f"unknown memory setting {self.memory!r}: known settings are {', '.join(MEMORY)}")
-        if self.optimizer not in ("auto", *OPTIMIZERS):
-            raise ValueError(
-                f"unknown optimizer {self.optimizer!r}: known optimizers are auto, {', '.join(OPTIMIZERS)}"
-            )
-        if self.micro_batch < 0:
-            raise ValueError(f"micro_batch must be a number of tokens, or 0 to choose; got {self.micro_batch}")
-
-
-def make_plan(config: TrainConfig, model: Qwen3Model, device: torch.device) -> MemoryPlan:
-    """What `config.memory` means for this model and device, with the config's own optimizer and micro_batch."""
-    plan = plan_memory(config.memory, device, sum(p.numel() for p in model.parameters()))
-    if config.optimizer == "adamw":
-        plan = replace(plan, dtype=torch.float32)  # on bfloat16 weights it would lose most of its small steps
-    return replace(
-        plan,
-        optimizer=plan.optimizer if config.optimizer == "auto" else config.optimizer,
-        max_tokens=config.micro_batch or plan.max_tokens,
-    )
-
-
-def train_step(
-    model: Qwen3Model,
-    tokenizer: Qwen3Tokenizer,
-    optimizer: torch.optim.Optimizer,
-    examples: list[dict],
-    config: TrainConfig,
-    device: torch.device,
-    plan: MemoryPlan | None = None,
-) -> dict[str, float]:
-    """One update on a group of rollouts for each of several problems; returns the step's metrics.
-
-    The loss is back-propagated a micro-batch at a time, of rollouts with an advantage only; `plan` is
-    `make_plan`'s unless given.
-    """
-    plan = plan or make_plan(config, model, device)
-    optimizer.zero_grad()  # before sampling, whose cache takes the gradients' room
-    prompts = [render_prompt(example["problem"]) for example in examples]
-    rollouts = sample_rollouts(
-        model, tokenizer, prompts, device,
-        config.num_rollouts, config.max_new_tokens, config.temperature, config.top_p, plan.cache_bytes,
-    )  # fmt: skip
-    answers = [example["answer"] for example in examples for _ in range(config.num_rollouts)]
-    scores = [reward_rlvr(text, answer) for text, answer in zip(rollouts.texts, answers, strict=True)]
-    rewards = torch.tensor(scores, device=device).view(len(examples), config.num_rollouts)
-    without_signal = (rewards == rewards[:, :1]).all(dim=1)
-    metrics = {
-        "loss": 0.0,
-        "reward_avg": rewards.mean().item(),
-        "avg_response_len": rollouts.lengths.float().mean().item(),
-        "zero_signal_groups": without_signal.float().mean().item(),
-        "grad_norm": 0.0,
-    }
-    if not without_signal.all():  # else there is nothing to learn, and AdamW's momentum must not move the weights
-        advantages = group_advantages(rewards).flatten()
-        loss = backpropagate(
-            model, rollouts, policy_gradient_part(advantages),
-            config.temperature, config.top_p, plan.max_tokens, rows=advantages.nonzero().squeeze(1),
-        )  # fmt: skip
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        optimizer.step()
-        metrics |= {"loss": loss, "grad_norm": grad_norm.item()}
-    return metrics
+from .runs import (
+    append_lines,
+    checkpoint_steps,
+    cut_log,
+    load_run_checkpoint,
+    make_run_folder,
+    prune_checkpoints,
+    read_json,
+    save_run_checkpoint,
+    stop_on_signals,
+    write_json,
+    write_text,
+)
+from .watch import MAX_SKIPPED, Watch, collapsed
 
 
 def train(config: TrainConfig, report: Callable[[str], None] = print) -> dict:
-    """Run a training from start to end and write its folder; returns what result.json holds.
+    """A run from start to end; returns what result.json holds.
 
-    The folder holds metrics.csv, result.json, curves.png, examples.json and the trained model as a Hugging
-    Face directory in `model`. Raises ValueError for bad settings, before anything is written.
+    The run folder holds config.toml, metrics.csv, samples.jsonl, checkpoints, result.json, curves.png, report.html,
+    examples.json and the trained model as a Hugging Face directory in `model`. Raises ValueError for bad settings,
+    before anything is written.
     """
     config.check()
-    device = torch.device("cuda" if torch.cuda.is_available() and not config.model.startswith("tiny") else "cpu")
-    model, tokenizer = load_model_and_tokenizer(config.model, device)
-    problems = generate_tiny_problems(max(2000, config.steps * config.prompts_per_step), "train", seed=config.seed)
-    held_out = generate_tiny_problems(500, "test", seed=0)
-    harder = generate_tiny_problems(150, "test", HARDER_LEVELS, seed=0)
-    evaluate = partial(evaluate_model, tokenizer=tokenizer, device=device, max_new_tokens=config.max_new_tokens)
-    # The longest chains need more room than training gives.
-    evaluate_harder = partial(evaluate, problems=harder, max_new_tokens=2 * config.max_new_tokens)
-    folder = make_run_folder(config)
-
-    plan = make_plan(config, model, device)
-    cast_weights(model, plan.dtype)
-    if config.memory == "low":
-        return_freed_memory()
-    before, harder_before = evaluate(model, problems=held_out, progress=True), evaluate_harder(model)
-    torch.manual_seed(config.seed)
-    optimizer = make_optimizer(plan.optimizer, model.parameters(), config.lr, config.weight_decay)
-    seconds = 0.0
-    bar = tqdm(range(1, config.steps + 1), desc="training", unit="step")
-    for step in bar:
-        started = time.perf_counter()
-        first = (step - 1) * config.prompts_per_step
-        examples = [problems[i % len(problems)] for i in range(first, first + config.prompts_per_step)]
-        metrics = train_step(model, tokenizer, optimizer, examples, config, device, plan)
-        seconds += time.perf_counter() - started
-        due = step % config.eval_every == 0
-        result = evaluate(model, problems=held_out[:100]) if due else None
-        metrics["eval_accuracy"] = result.accuracy if due else None
-        metrics["eval_tokens"] = result.mean_tokens if due else None
-        metrics["seconds"] = seconds
-        append_csv_metrics(folder / "metrics.csv", step, config.steps, **metrics)
-        bar.set_postfix(reward=f"{metrics['reward_avg']:.2f}", tokens=f"{metrics['avg_response_len']:.0f}")
-
-    after, harder_after = evaluate(model, problems=held_out, progress=True), evaluate_harder(model)
-    result = {
-        "accuracy_before": before.accuracy,
-        "accuracy_after": after.accuracy,
-        "tokens_before": before.mean_tokens,
-        "tokens_after": after.mean_tokens,
-        "harder_accuracy_before": harder_before.accuracy,
-        "harder_accuracy_after": harder_after.accuracy,
-        "steps": config.steps,
-        "seconds": round(seconds, 2),
-        "seed": config.seed,
-        "method": config.method,
-        "model": config.model,
-    }
-    write_json(folder / "result.json", result)
-    write_json(folder / "examples.json", compare_examples(held_out, before, after))
-    save_figure(plot_training(read_metrics(folder / "metrics.csv")), folder / "curves.png")
-    save_model(model, tokenizer, folder / "model")
-    report(format_report(held_out, before, after, harder_before, harder_after))
-    report(f"\n{config.steps} steps took {seconds:.1f} s. Written to {folder}: metrics.csv, result.json, curves.png,")
-    report("examples.json, and the trained model in model/.")
-    return result
-
-
-def make_run_folder(config: TrainConfig) -> Path:
-    """A new, empty folder: `config.out`, or the next free name under runs/. Never one that holds something."""
-    if config.out is not None:
-        folder = Path(config.out)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"{folder} exists already and is not empty; choose another --out")
+    learner, held_out = prepare(config)
+    name = f"{Path(config.model).name}-{config.method}-seed{config.seed}"
+    folder = Path(parallel.share(str(make_run_folder(config.out, name)) if parallel.rank() == 0 else None))
+    if parallel.rank() == 0:
+        write_text(folder / "config.toml", format_config(config))
+        write_json(folder / "before.json", held_out.summary(learner))
     else:
-        name = f"{Path(config.model).name}-{config.method}-seed{config.seed}"
-        number = 1
-        folder = Path("runs") / name
-        while folder.exists():
-            number += 1
-            folder = Path("runs") / f"{name}-{number}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot create the output folder {folder}: {error.strerror}") from None
-    return folder
+        held_out.summary(learner)
+    return Run(learner, held_out, folder, report).go()
 
 
-def write_json(path: Path, content: dict | list) -> None:
-    """Write JSON to a temporary name and rename it, so that a reader never sees half a file."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+def resume(folder: str | Path, report: Callable[[str], None] = print, changes: dict | None = None) -> dict:
+    """Go on with a run that stopped, from its last checkpoint, as if it never had.
+
+    `changes` are settings that may differ from the run's own. ValueError when there is nothing to resume.
+    """
+    folder = Path(folder)
+    if not (folder / "config.toml").is_file():
+        raise ValueError(f"{folder} is not the folder of a run; expected config.toml in it")
+    config = TrainConfig(**{**read_config(folder / "config.toml"), **(changes or {})})
+    config.check()
+    learner, held_out = prepare(config)
+    if not (folder / "before.json").is_file():
+        raise ValueError(f"the run in {folder} stopped before its first step; start it anew")
+    run = Run(learner, held_out, folder, report)
+    steps = checkpoint_steps(folder)
+    state = {"step": 0, "cursor": 0}
+    if steps:
+        state = load_run_checkpoint(folder / "checkpoints" / f"step-{steps[-1]:05d}", learner.model, learner.optimizer)
+    if state["step"] >= config.steps and (folder / "result.json").is_file():
+        raise ValueError(f"the run in {folder} has done its {config.steps} steps; raise --steps to go on")
+    run.restore(state)
+    return run.go()
 
 
-def compare_examples(problems: list[dict], before: Evaluation, after: Evaluation) -> list[dict]:
-    """Three problems with both answers: levels 1, 3 and 5 where the set has them."""
-    wanted = ("Level 1", "Level 3", "Level 5")
-    first = [next((i for i, p in enumerate(problems) if p["level"] == level), 0) for level in wanted]
-    return [
-        {
-            "problem": problems[i]["problem"],
-            "answer": problems[i]["answer"],
-            "before": before.records[i]["response"],
-            "after": after.records[i]["response"],
+def prepare(config: TrainConfig) -> tuple[Learner, "HeldOut"]:
+    """The learner and the held-out problems that a config asks for."""
+    device = torch.device("cpu") if config.model.startswith("tiny") else get_device()
+    model, tokenizer = load_model_and_tokenizer(config.model, device)
+    needed = config.steps * config.prompts_per_step
+    if config.data == "tiny":
+        problems = generate_tiny_problems(max(2000, needed), "train", seed=config.seed)
+    else:
+        problems = problem_set(config.data)
+    torch.manual_seed(config.seed)
+    learner = Learner(config, model, tokenizer, problems, device)
+    return learner, HeldOut(config)
+
+
+class HeldOut:
+    """Problems that no training sees; every process answers its part of them."""
+
+    def __init__(self, config: TrainConfig):
+        self.config = config
+        data = config.eval_data
+        if data == "auto":
+            data = "tiny" if config.data == "tiny" else "math500"
+        if data == "tiny":
+            self.problems = generate_tiny_problems(500, "test", seed=0)
+            self.harder = generate_tiny_problems(150, "test", HARDER_LEVELS, seed=0)
+        else:
+            self.problems, self.harder = problem_set(data, "test")[: config.eval_problems], []
+
+    def evaluate(self, learner: Learner, problems: list[dict], room: int = 1, progress: bool = False) -> Evaluation:
+        """Greedy answers of at most `room * max_new_tokens`."""
+        own = problems[parallel.own_part(len(problems))]
+        tokens = 256 + room * self.config.max_new_tokens  # of a row, with a prompt of the usual length
+        rows = learner.plan.cache_bytes // (cache_bytes_per_token(learner.model) * tokens)
+        records = []
+        if own:
+            records = evaluate_model(
+                learner.model, learner.tokenizer, own, learner.device, room * self.config.max_new_tokens,
+                batch_size=max(1, min(128, rows)), progress=progress and parallel.rank() == 0,
+            ).records  # fmt: skip
+        return Evaluation([record for part in parallel.gather(records) for record in part])
+
+    def summary(self, learner: Learner) -> dict:
+        """Accuracy and mean response tokens, overall and by level, and three answers."""
+        result = self.evaluate(learner, self.problems, progress=True)
+        # The longest chains need more room than training gives.
+        harder = self.evaluate(learner, self.harder, room=2) if self.harder else None
+        return {
+            "all": [result.accuracy, result.mean_tokens],
+            "levels": {level: [part.accuracy, part.mean_tokens] for level, part in result.by("level").items()},
+            "harder": harder and {k: [part.accuracy, part.mean_tokens] for k, part in harder.by("level").items()},
+            "harder_accuracy": harder and harder.accuracy,
+            "responses": [result.records[i]["response"] for i in self.example_indices()],
         }
-        for i in first
-    ]
+
+    def example_indices(self) -> list[int]:
+        """Three problems to show: of levels 1, 3 and 5 where the set has them."""
+        wanted = ("Level 1", "Level 3", "Level 5")
+        return [next((i for i, p in enumerate(self.problems) if p.get("level") == level), 0) for level in wanted]
 
 
-def format_report(
-    problems: list[dict], before: Evaluation, after: Evaluation, harder_before: Evaluation, harder_after: Evaluation
-) -> str:
-    """The table by level and three example answers, as text."""
+class RunStopped(Exception):
+    """The run was asked to stop by a signal, has saved a checkpoint, and can be resumed."""
+
+    def __init__(self, folder: Path, step: int, number: int):
+        super().__init__(f"stopped after step {step}; go on with: rfs train --resume {folder}")
+        self.number = number
+
+
+class RunFailed(Exception):
+    """The run could not go on; the message says why, and what is left."""
+
+
+class Run:
+    """A run in its folder: steps, evaluations, logs, checkpoints."""
+
+    def __init__(self, learner: Learner, held_out: HeldOut, folder: Path, report: Callable[[str], None]):
+        self.learner, self.held_out, self.folder = learner, held_out, folder
+        self.config = learner.config
+        self.is_main = parallel.rank() == 0
+        self.report = report if self.is_main else lambda text: None
+        self.watch = Watch(learner.model.cfg["vocab_size"])
+        self.seconds, self.skipped = 0.0, 0
+        self.best: list = [-1.0, None]  # held-out accuracy and step
+        self.saved: int | None = None  # step of the last checkpoint
+        self.board = open_board(folder) if self.config.tensorboard and self.is_main else None
+
+    def restore(self, state: dict) -> None:
+        """Go on from the state of a checkpoint."""
+        self.learner.restore(state)
+        self.seconds, self.best = state.get("seconds", 0.0), state.get("best", self.best)
+        self.saved = state["step"] or None
+        if self.is_main:
+            for name in ("metrics.csv", "samples.jsonl"):
+                cut_log(self.folder / name, state["step"])
+
+    def go(self, stop_after: int | None = None) -> dict:
+        """Do the remaining steps and write the results; `stop_after` stops there, as a signal would."""
+        learner, config = self.learner, self.config
+        bar = tqdm(
+            range(learner.done, config.steps), desc="training", unit="step", initial=learner.done, total=config.steps,
+            disable=not self.is_main,
+        )  # fmt: skip
+        ended_early = None
+        try:
+            with stop_on_signals() as request:
+                for _ in bar:
+                    started = time.perf_counter()
+                    metrics = learner.step()
+                    self.seconds += time.perf_counter() - started
+                    self.log(metrics, bar)
+                    warning = self.watch.check(metrics)
+                    if warning:
+                        self.report(f"step {learner.done}: {warning}")
+                        if config.stop_on_collapse and collapsed(warning):
+                            ended_early = warning
+                            break
+                    self.check_skipped(metrics)
+                    number = 2 if learner.done == stop_after else request.number
+                    number = next((n for n in parallel.gather(number) if n is not None), None)
+                    if number is not None and learner.done < config.steps:
+                        self.checkpoint(must=True)
+                        raise RunStopped(self.folder, learner.done, number)
+                    if config.checkpoint_every and learner.done % config.checkpoint_every == 0:
+                        self.checkpoint()
+            if self.saved != learner.done:
+                self.checkpoint()
+            return self.finish(ended_early)
+        except OSError as error:
+            left = f"the checkpoint of step {self.saved} is whole" if self.saved else "there is no checkpoint yet"
+            raise RunFailed(
+                f"cannot write to {self.folder}: {error.strerror or error}; {left}; "
+                f"make room and go on with: rfs train --resume {self.folder}"
+            ) from None
+        finally:
+            bar.close()
+
+    def check_skipped(self, metrics: dict) -> None:
+        """Stop when gradients keep being infinite or not a number."""
+        self.skipped = self.skipped + 1 if metrics["skipped_updates"] else 0
+        if self.skipped == MAX_SKIPPED:
+            self.checkpoint()
+            raise RunFailed(
+                f"the gradient was not finite in {MAX_SKIPPED} steps in a row, up to step {self.learner.done}; their "
+                f"updates were skipped; lower the learning rate, {self.config.lr}, or use --dtype float32"
+            )
+
+    def log(self, metrics: dict, bar) -> None:
+        """Evaluate if it is time, write the step's metrics and samples, and show progress."""
+        learner, config, step = self.learner, self.config, self.learner.done
+        due = config.eval_every and step % config.eval_every == 0
+        result = None
+        if due:
+            result = self.held_out.evaluate(learner, self.held_out.problems[: config.eval_problems])
+        metrics |= {
+            "eval_accuracy": result and result.accuracy,
+            "eval_tokens": result and result.mean_tokens,
+            "seconds": self.seconds,
+        }
+        if self.is_main:
+            append_csv_metrics(self.folder / "metrics.csv", step, config.steps, **metrics)
+            if due or step == 1:
+                append_lines(self.folder / "samples.jsonl", sample_records(learner))
+            if self.board is not None:
+                for name, value in metrics.items():
+                    if value is not None:
+                        self.board.add_scalar(name, value, step)
+        bar.set_postfix(
+            reward=f"{metrics['reward_avg']:.2f}", right=f"{metrics['accuracy']:.0%}",
+            tokens=f"{metrics['avg_response_len']:.0f}", speed=f"{metrics['tokens_per_second']:.0f} tok/s",
+        )  # fmt: skip
+        if result is not None and result.accuracy > self.best[0]:
+            self.best = [result.accuracy, step]
+            self.checkpoint()
+
+    def checkpoint(self, must: bool = False) -> None:
+        """Save everything; a failure is reported and the run goes on, unless it `must` be saved."""
+        if not self.is_main:
+            return
+        learner, step = self.learner, self.learner.done
+        state = {**learner.state(), "seconds": self.seconds, "best": self.best}
+        try:
+            save_run_checkpoint(self.folder, step, learner.model, learner.tokenizer, learner.optimizer, state)
+            self.saved = step
+            prune_checkpoints(self.folder, self.config.keep_checkpoints, self.best[1])
+        except OSError as error:
+            if must:
+                raise
+            kept = f"the one of step {self.saved} stays" if self.saved else "there is none yet"
+            self.report(f"could not save the checkpoint of step {step}: {error}; {kept}")
+
+    def finish(self, ended_early: str | None) -> dict:
+        """Evaluate the trained model and write the results."""
+        learner, config, folder = self.learner, self.config, self.folder
+        after = self.held_out.summary(learner)
+        if not self.is_main:
+            return {}
+        before = read_json(folder / "before.json")
+        result = {
+            "accuracy_before": before["all"][0],
+            "accuracy_after": after["all"][0],
+            "tokens_before": before["all"][1],
+            "tokens_after": after["all"][1],
+            "harder_accuracy_before": before["harder_accuracy"],
+            "harder_accuracy_after": after["harder_accuracy"],
+            "steps": learner.done,
+            "seconds": round(self.seconds, 2),
+            "seed": config.seed,
+            "method": config.method,
+            "model": config.model,
+            "best_accuracy": self.best[0] if self.best[1] is not None else None,
+            "best_step": self.best[1],
+            "ended_early": ended_early,
+        }
+        problems = [self.held_out.problems[i] for i in self.held_out.example_indices()]
+        examples = [
+            {"problem": p["problem"], "answer": p["answer"], "before": b, "after": a}
+            for p, b, a in zip(problems, before["responses"], after["responses"], strict=True)
+        ]
+        write_json(folder / "result.json", result)
+        write_json(folder / "examples.json", examples)
+        save_figure(plot_training(read_metrics(folder / "metrics.csv")), folder / "curves.png")
+        save_model(learner.model, learner.tokenizer, folder / "model")
+        write_page(folder)
+        self.report(format_report(before, after, len(self.held_out.problems), examples))
+        self.report(
+            f"\n{learner.done} steps took {self.seconds:.1f} s. Written to {folder}: report.html (open it in a "
+            "browser),\ncurves.png, metrics.csv, result.json, and the trained model in model/."
+        )
+        return result
+
+
+def open_board(folder: Path):
+    """A TensorBoard writer; ValueError with what to install when there is none."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
+    return SummaryWriter(folder / "tensorboard")
+
+
+def sample_records(learner: Learner, groups: int = 2) -> list[dict]:
+    """The last step's first groups, token by token, for `rfs samples` and the page of the run."""
+    batch, records = learner.experience, []
+    size = batch.rewards.shape[1]
+    for row in range(min(groups, len(batch.examples)) * size):
+        example = batch.examples[row // size]
+        tokens = batch.rollouts.tokens[row, : batch.rollouts.lengths[row]].tolist()
+        records.append({
+            "step": learner.done,
+            "problem": example["problem"],
+            "answer": example["answer"],
+            "reward": round(batch.rewards[row // size, row % size].item(), 4),
+            "advantage": round(learner.advantages[row // size, row % size].item(), 4),
+            "tokens": [learner.tokenizer.decode([token]) for token in tokens],
+            "logps": [round(x, 3) for x in batch.rollouts.logps[row, : len(tokens)].tolist()],
+        })  # fmt: skip
+    return records
+
+
+def format_report(before: dict, after: dict, num_problems: int, examples: list[dict]) -> str:
+    """The table by level and the example answers, as text."""
     lines = [f"{'':22}{'accuracy':>18}{'mean tokens':>20}", f"{'':22}" + f"{'before':>9}{'after':>9}{'':2}" * 2]
-    rows = [(level, part, after.by("level")[level]) for level, part in before.by("level").items()]
-    rows.append((f"all {len(before.records)} held-out", before, after))
-    rows += [
-        (f"{level} (not in RL)", part, harder_after.by("level")[level])
-        for level, part in harder_before.by("level").items()
-    ]
-    lines += [
-        f"{name:22}{a.accuracy:9.1%}{b.accuracy:9.1%}  {a.mean_tokens:9.1f}{b.mean_tokens:9.1f}" for name, a, b in rows
-    ]
-    for example in compare_examples(problems, before, after):
+    rows = [(level, before["levels"][level], after["levels"][level]) for level in before["levels"]]
+    rows.append((f"all {num_problems} held-out", before["all"], after["all"]))
+    if before["harder"]:
+        rows += [(f"{level} (not in RL)", b, after["harder"][level]) for level, b in before["harder"].items()]
+    lines += [f"{name:22}{b[0]:9.1%}{a[0]:9.1%}  {b[1]:9.1f}{a[1]:9.1f}" for name, b, a in rows]
+    for example in examples:
         lines += [
             f"\n{example['problem']}  (answer: {example['answer']})",
             f"  before: {example['before'].strip()!r}",
             f"  after:  {example['after'].strip()!r}",
         ]
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    from .cli import main
+
+    sys.exit(main(["train", *sys.argv[1:]]))

@@ -52,7 +52,7 @@ def clean(path: Path) -> None:
 
 
 def join_streams(outputs: list) -> list:
-    """Outputs with neighbouring pieces of the same stream put together, as a page shows them."""
+    """Outputs as a page shows them: neighbouring pieces of a stream put together, progress bars in their last state."""
     joined: list = []
     for output in outputs:
         last = joined[-1] if joined else None
@@ -60,6 +60,9 @@ def join_streams(outputs: list) -> list:
             last.text += output.text
         else:
             joined.append(output)
+    for output in joined:
+        if output.output_type == "stream":  # of a progress bar, only its last state
+            output.text = re.sub(r"[^\n]*\r(?=[^\n])", "", output.text)
     return joined
 
 

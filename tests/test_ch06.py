@@ -59,8 +59,8 @@ def test_rows_end_with_their_end_token_and_the_mask_includes_it(stopping_model, 
 def test_without_an_end_token_every_row_runs_to_the_limit(model):
     cache = KVCache(model.cfg["n_layers"])
     logits = model(torch.randint(0, 512, (3, 4)), cache=cache)[:, -1]
-    tokens, lengths = ch06.sample_tokens(model, logits, cache, max_new_tokens=7, eos_token_id=None)
-    assert tokens.shape == (3, 7) and lengths.tolist() == [7, 7, 7]
+    tokens, logps, lengths = ch06.sample_tokens(model, logits, cache, max_new_tokens=7, eos_token_id=None)
+    assert tokens.shape == logps.shape == (3, 7) and lengths.tolist() == [7, 7, 7]
 
 
 def test_sampling_follows_the_model(model, tokenizer):
@@ -110,18 +110,24 @@ def test_scores_are_those_of_the_distribution_that_was_sampled(temperature, top_
     torch.testing.assert_close(ch06.token_logprobs(logits, tokens, temperature, top_p), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_sampler_and_scorer_agree_with_the_cache(model, tokenizer):
-    """Log-probs of tokens under the cached, row-dropping sampler's own logits equal those of one full pass."""
-    rollouts = draw(model, tokenizer, PROMPTS, num_rollouts=2)
-    recorded = torch.zeros_like(rollouts.mask)
-    cache = KVCache(model.cfg["n_layers"])
+@pytest.mark.parametrize("temperature, top_p", [(1.0, None), (0.8, 0.9)])
+def test_the_sampler_notes_the_log_probs_that_one_full_pass_finds(model, tokenizer, temperature, top_p):
+    """Decoding with a cache, from which rows leave, against all tokens at once."""
+    rollouts = draw(model, tokenizer, num_rollouts=4, temperature=temperature, top_p=top_p)
+    assert rollouts.logps.shape == rollouts.tokens.shape and (rollouts.logps * (1 - rollouts.mask) == 0).all()
     with torch.no_grad():
-        logits = model(rollouts.prompt_ids, cache=cache, num_pad=rollouts.num_pad)[:, -1]
-        for t in range(rollouts.tokens.shape[1]):
-            recorded[:, t] = ch06.token_logprobs(logits, rollouts.tokens[:, t])
-            logits = model(rollouts.tokens[:, t : t + 1], cache=cache)[:, -1]
-        scored = ch06.response_logprobs(model, rollouts)
-    torch.testing.assert_close(scored * rollouts.mask, recorded * rollouts.mask, atol=1e-5, rtol=1e-5)
+        scored = ch06.response_logprobs(model, rollouts, temperature, top_p)
+    torch.testing.assert_close(rollouts.logps, scored * rollouts.mask, atol=1e-5, rtol=1e-5)
+
+
+def test_given_numbers_decide_each_rollout_whatever_stands_beside_it(stopping_model, tokenizer):
+    uniform = torch.rand(6, 20, generator=torch.Generator().manual_seed(0))
+    together = draw(stopping_model, tokenizer, num_rollouts=2, uniform=uniform)
+    assert len(set(together.texts)) > 3
+    for index, prompt in enumerate(PROMPTS):
+        own = uniform[2 * index : 2 * index + 2]
+        alone = draw(stopping_model, tokenizer, [prompt], num_rollouts=2, uniform=own)
+        assert alone.texts == together.texts[2 * index : 2 * index + 2]
 
 
 def test_padding_to_a_greater_length_changes_nothing(model, tokenizer):

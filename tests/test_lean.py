@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rfs_utils import lean, trainer
+from rfs_utils import experience, lean
 from rfs_utils.ch06 import (
     Rollouts,
     group_advantages,
@@ -16,7 +16,8 @@ from rfs_utils.ch06 import (
     sample_batch,
     token_logprobs,
 )
-from rfs_utils.optim import make_optimizer
+from rfs_utils.config import TrainConfig
+from rfs_utils.learner import Learner, make_plan
 from rfs_utils.qwen3 import KVCache, Qwen3Model, _LeanRMSNorm
 from rfs_utils.sampling import top_p_filter
 
@@ -54,6 +55,16 @@ def some_rollouts(lengths=(5, 9, 1, 7, 7, 2), pads=(0, 0, 0, 3, 3, 3), width=8, 
     tokens = torch.randint(1, 61, (len(lengths), int(lengths.max())), generator=generator)
     tokens[torch.arange(tokens.shape[1])[None] >= lengths[:, None]] = 0
     return Rollouts(prompt_ids, pads if pads.any() else None, tokens, lengths, [""] * len(lengths))
+
+
+def policy_gradient_part(advantages: torch.Tensor):
+    """The share of some rows in `ch06.policy_gradient_loss` of the whole step, for `backpropagate`."""
+
+    def part_loss(logps: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        # The exported loss is a mean over its rows; the step's is a mean over all.
+        return policy_gradient_loss(logps, advantages[rows], mask) * (len(rows) / len(advantages))
+
+    return part_loss
 
 
 def gradients(model):
@@ -152,7 +163,7 @@ def test_micro_batches_give_the_gradient_of_the_plain_step(max_tokens, pads, tie
     model, rollouts = small_model(tied=tied), some_rollouts(pads=pads)
     loss, expected, _ = plain_step(model, rollouts, ADVANTAGES, 0.8, 0.9)
     model.zero_grad()
-    found = lean.backpropagate(model, rollouts, lean.policy_gradient_part(ADVANTAGES), 0.8, 0.9, max_tokens)
+    found = lean.backpropagate(model, rollouts, policy_gradient_part(ADVANTAGES), 0.8, 0.9, max_tokens)
     assert found == pytest.approx(loss, rel=1e-5)
     assert relative_difference(gradients(model), expected) < 1e-5
 
@@ -163,7 +174,7 @@ def test_rows_without_advantage_can_be_left_out():
     model.zero_grad()
     rows = ADVANTAGES.nonzero().squeeze(1)
     assert len(rows) == 5
-    found = lean.backpropagate(model, rollouts, lean.policy_gradient_part(ADVANTAGES), max_tokens=9, rows=rows)
+    found = lean.backpropagate(model, rollouts, policy_gradient_part(ADVANTAGES), max_tokens=9, rows=rows)
     assert found == pytest.approx(loss, rel=1e-5)
     assert relative_difference(gradients(model), expected) < 1e-5
 
@@ -190,7 +201,7 @@ def test_prompts_that_start_with_the_padding_token_are_told_apart():
     rollouts.prompt_ids[:, :3] = 0  # padding in the second row, real tokens in the first
     loss, expected, logps = plain_step(model, rollouts, torch.tensor([1.0, -1.0]), 1.0, None)
     model.zero_grad()
-    part_loss = lean.policy_gradient_part(torch.tensor([1.0, -1.0]))
+    part_loss = policy_gradient_part(torch.tensor([1.0, -1.0]))
     assert lean.backpropagate(model, rollouts, part_loss) == pytest.approx(loss, rel=1e-5)
     assert relative_difference(gradients(model), expected) < 1e-5
 
@@ -205,7 +216,7 @@ def test_each_prompt_is_read_once_and_short_responses_carry_no_padding(monkeypat
         return hidden_states(ids, cache, num_pad)
 
     monkeypatch.setattr(model, "hidden_states", watch)
-    lean.backpropagate(model, rollouts, lean.policy_gradient_part(ADVANTAGES), max_tokens=8)
+    lean.backpropagate(model, rollouts, policy_gradient_part(ADVANTAGES), max_tokens=8)
     # One prompt at a time, without its padding, then its responses; the last token of a response predicts nothing.
     assert seen == [(1, 8), (1, 8), (1, 4), (1, 5), (1, 6), (1, 6), (1, 1)]
 
@@ -223,7 +234,7 @@ def test_a_step_in_bfloat16_has_the_gradient_of_the_plain_step_but_for_rounding(
     lean.cast_weights(model, torch.bfloat16)
     _, plain, _ = plain_step(model, rollouts, ADVANTAGES, 1.0, None)
     model.zero_grad()
-    lean.backpropagate(model, rollouts, lean.policy_gradient_part(ADVANTAGES), max_tokens=10)
+    lean.backpropagate(model, rollouts, policy_gradient_part(ADVANTAGES), max_tokens=10)
     found = {name: grad.float() for name, grad in gradients(model).items()}
     plain = {name: grad.float() for name, grad in plain.items()}
     assert relative_difference(found, exact) < 1.5 * relative_difference(plain, exact) < 0.1
@@ -282,7 +293,7 @@ def test_a_long_response_is_checkpointed_and_the_flag_comes_back():
     model, rollouts = small_model(), some_rollouts()
     seen = []
     model.trf_blocks[0].register_forward_hook(lambda *_: seen.append(model.gradient_checkpointing))
-    lean.backpropagate(model, rollouts, lean.policy_gradient_part(ADVANTAGES), max_tokens=8)
+    lean.backpropagate(model, rollouts, policy_gradient_part(ADVANTAGES), max_tokens=8)
     assert True in seen and model.gradient_checkpointing is False
 
 
@@ -430,20 +441,19 @@ print(return_freed_memory(), round(left_over()))
 
 def trained(monkeypatch, micro_batch, steps=3):
     """The metrics and weights after some steps with rewards that depend on the texts alone."""
-    monkeypatch.setattr(trainer, "reward_rlvr", lambda text, answer: float(len(text) % 2))
-    monkeypatch.setattr(trainer, "render_prompt", lambda problem: problem)
+    monkeypatch.setattr(experience, "render_prompt", lambda problem: problem)
     model = small_model()
-    config = trainer.TrainConfig(num_rollouts=4, max_new_tokens=6, lr=1e-2, micro_batch=micro_batch)
-    optimizer = make_optimizer("adamw", model.parameters(), config.lr)
+    config = TrainConfig(prompts_per_step=2, num_rollouts=4, max_new_tokens=6, lr=1e-2, micro_batch=micro_batch)
     examples = [{"problem": "123", "answer": ""}, {"problem": "4567", "answer": ""}]
-    torch.manual_seed(1)
-    metrics = [trainer.train_step(model, StubTokenizer(), optimizer, examples, config, "cpu") for _ in range(steps)]
-    return metrics, torch.cat([p.detach().flatten() for p in model.parameters()])
+    learner = Learner(config, model, StubTokenizer(), examples)
+    learner.rewards = {"accuracy": (lambda texts, examples, **info: [len(text) % 2 for text in texts], 1.0)}
+    metrics = [learner.step() | {"tokens_per_second": 0.0, "kl": 0.0} for _ in range(steps)]
+    return metrics, torch.cat([p.detach().flatten() for p in model.parameters()]), learner
 
 
 def test_the_trainer_learns_the_same_with_any_micro_batch(monkeypatch):
-    whole, weights = trained(monkeypatch, 0)
-    parts, same = trained(monkeypatch, 7)
+    whole, weights, _ = trained(monkeypatch, 0)
+    parts, same, _ = trained(monkeypatch, 7)
     assert any(m["grad_norm"] > 0 for m in whole)
     for a, b in zip(whole, parts, strict=True):
         assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
@@ -452,12 +462,11 @@ def test_the_trainer_learns_the_same_with_any_micro_batch(monkeypatch):
 
 def test_the_trainers_step_is_the_plain_step(monkeypatch):
     """One step of the trainer against chapter 6's functions and AdamW, on the same samples."""
-    _, weights = trained(monkeypatch, 7, steps=1)
-    model = small_model()
-    torch.manual_seed(1)
-    rollouts = sample_batch(model, StubTokenizer(), ["123", "4567"], "cpu", 4, 6, 1.0, 1.0)
+    _, weights, learner = trained(monkeypatch, 7, steps=1)
+    model, rollouts = small_model(), learner.experience.rollouts
     rewards = torch.tensor([float(len(text) % 2) for text in rollouts.texts])
     logps = response_logprobs(model, rollouts, 1.0, 1.0)
+    torch.testing.assert_close(logps.detach() * rollouts.mask, rollouts.logps, atol=1e-5, rtol=1e-5)
     policy_gradient_loss(logps, group_advantages(rewards.view(2, 4)).flatten(), rollouts.mask).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0).step()
@@ -468,17 +477,17 @@ def test_the_trainers_step_is_the_plain_step(monkeypatch):
 @pytest.mark.parametrize(
     "setting, message",
     [
-        ({"memory": "huge"}, "unknown memory setting 'huge'"),
+        ({"memory": "huge"}, "unknown memory 'huge'"),
         ({"optimizer": "sgd"}, "unknown optimizer 'sgd'"),
-        ({"micro_batch": -1}, "micro_batch must be"),
+        ({"micro_batch": -1}, "micro_batch must not be negative"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(setting, message):
     with pytest.raises(ValueError, match=message):
-        trainer.TrainConfig(**setting).check()
+        TrainConfig(**setting).check()
 
 
 def test_an_explicit_choice_overrides_the_plan():
-    config = trainer.TrainConfig(memory="low", optimizer="adamw", micro_batch=77)
-    plan = trainer.make_plan(config, small_model(), "cpu")
+    config = TrainConfig(memory="low", optimizer="adamw", micro_batch=77)
+    plan = make_plan(config, small_model(), "cpu")
     assert (plan.dtype, plan.optimizer, plan.max_tokens) == (torch.float32, "adamw", 77)

@@ -36,15 +36,24 @@ def test_sampled_frequencies_follow_the_tempered_distribution():
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
     expected = top_p_filter(torch.softmax(logits / 0.7, dim=-1), 0.97)
     torch.manual_seed(0)
-    drawn = choose_token(logits.repeat(40_000, 1), temperature=0.7, top_p=0.97)
+    drawn, logps = choose_token(logits.repeat(40_000, 1), temperature=0.7, top_p=0.97)
     frequency = torch.bincount(drawn, minlength=4) / 40_000
     assert frequency[3] == 0  # outside the top 97 %
     torch.testing.assert_close(frequency, expected, atol=0.01, rtol=0)
+    torch.testing.assert_close(logps.exp(), expected[drawn])
 
 
 def test_temperature_zero_is_greedy():
     logits = torch.randn(30, 9)
-    assert choose_token(logits, temperature=0).equal(logits.argmax(dim=1))
+    tokens, logps = choose_token(logits, temperature=0)
+    assert tokens.equal(logits.argmax(dim=1)) and logps.count_nonzero() == 0
+
+
+def test_a_given_number_decides_the_draw_of_its_row():
+    probas = torch.tensor([[0.2, 0.0, 0.5, 0.3]])
+    uniform = torch.tensor([0.0, 0.19, 0.21, 0.69, 0.71, 1 - 2**-24])
+    tokens, _ = choose_token(probas.log().repeat(6, 1), uniform=uniform)
+    assert tokens.tolist() == [0, 0, 2, 2, 3, 3], "a token of probability 0 is never drawn"
 
 
 def test_stream_equals_repeated_full_forward_passes(model):

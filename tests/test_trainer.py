@@ -2,7 +2,15 @@
 
 import csv
 import json
+import os
+import random
 import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +19,11 @@ from safetensors.torch import load_file
 
 from rfs_utils import trainer
 from rfs_utils.cli import main
+from rfs_utils.config import TrainConfig
+from rfs_utils.learner import Learner, Problems
 from rfs_utils.models import save_model
-from rfs_utils.trainer import TrainConfig, train_step
+from rfs_utils.runs import checkpoint_steps
+from rfs_utils.watch import Watch
 
 FAST = ["--steps", "2", "--prompts-per-step", "2", "--num-rollouts", "4", "--max-new-tokens", "24", "--eval-every", "1"]
 
@@ -21,7 +32,9 @@ FAST = ["--steps", "2", "--prompts-per-step", "2", "--num-rollouts", "4", "--max
 def small_evaluation(monkeypatch):
     """Ten held-out problems in place of hundreds: these tests are about files and messages."""
     real = trainer.generate_tiny_problems
-    monkeypatch.setattr(trainer, "generate_tiny_problems", lambda n, *a, **k: real(min(n, 10), *a, **k))
+    monkeypatch.setattr(
+        trainer, "generate_tiny_problems", lambda n, *a, **k: real(min(n, 60 if a[0] == "train" else 10), *a, **k)
+    )
 
 
 def run(tmp_path, monkeypatch, *arguments) -> int:
@@ -47,6 +60,33 @@ def test_a_run_writes_its_folder_and_prints_the_table(tmp_path, monkeypatch, cap
     assert not list(folder.rglob(".*")), "no temporary file may stay"
 
 
+def test_problems_come_from_a_file(tmp_path, monkeypatch, capsys):
+    problems = [{"problem": f"What is {n}+1?", "answer": str(n + 1), "level": "Level 2"} for n in range(6)]
+    (tmp_path / "mine.json").write_text(json.dumps(problems))
+    assert run(tmp_path, monkeypatch, "--data", "mine.json", "--eval-data", "mine.json", "--out", "r") == 0
+    kept = [json.loads(line) for line in (tmp_path / "r" / "samples.jsonl").read_text().splitlines()]
+    assert {record["problem"] for record in kept} <= {p["problem"] for p in problems}
+    assert "all 6 held-out" in capsys.readouterr().out
+    assert json.loads((tmp_path / "r" / "result.json").read_text())["harder_accuracy_before"] is None
+
+
+def test_flags_have_precedence_over_the_file_of_settings(tmp_path, monkeypatch):
+    (tmp_path / "mine.toml").write_text('method = "rloo"\nsteps = 1\nnum_rollouts = 2\n')
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--prompts-per-step", "2", "--max-new-tokens", "12", "--num-rollouts", "3", "--out", "r"]
+    assert main(["train", "--config", "mine.toml", *arguments]) == 0
+    written = (tmp_path / "r" / "config.toml").read_text()
+    assert 'method = "rloo"' in written and "num_rollouts = 3" in written and "steps = 1\n" in written
+
+
+def test_a_run_that_ended_before_its_results_were_written_is_finished(tmp_path, monkeypatch):
+    assert run(tmp_path, monkeypatch, "--out", "r") == 0
+    expected = json.loads((tmp_path / "r" / "result.json").read_text())
+    (tmp_path / "r" / "result.json").unlink()
+    assert main(["train", "--resume", "r"]) == 0
+    assert json.loads((tmp_path / "r" / "result.json").read_text()) == expected
+
+
 def test_a_second_run_takes_the_next_free_folder_and_repeats_the_first(tmp_path, monkeypatch):
     assert run(tmp_path, monkeypatch) == run(tmp_path, monkeypatch) == 0
     names = ("tiny-base-grpo-seed0", "tiny-base-grpo-seed0-2")
@@ -60,21 +100,398 @@ def test_a_trained_model_can_be_trained_on(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "second" / "result.json").read_text())["model"] == "first run ä/model"
 
 
-def test_a_step_without_signal_moves_nothing(tokenizer, monkeypatch):
-    model = random_model()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    examples = trainer.generate_tiny_problems(2)
-    before = [p.clone() for p in model.parameters()]
-    config = TrainConfig(num_rollouts=3, max_new_tokens=5)
-    monkeypatch.setattr(trainer, "reward_rlvr", lambda text, answer: 1.0)
-    metrics = train_step(model, tokenizer, optimizer, examples, config, torch.device("cpu"))
+def small_learner(tokenizer, **settings) -> Learner:
+    config = TrainConfig(**{"prompts_per_step": 2, "num_rollouts": 3, "max_new_tokens": 5, "lr": 0.1, **settings})
+    return Learner(config, random_model(), tokenizer, trainer.generate_tiny_problems(4, "train"))
+
+
+def give_rewards(learner: Learner, *rewards: float) -> None:
+    """Rewards for the rollouts of the next step, in their order."""
+    learner.rewards = {"accuracy": (lambda texts, examples, **info: list(rewards), 1.0)}
+
+
+def test_a_step_without_signal_moves_nothing(tokenizer):
+    learner = small_learner(tokenizer)
+    before = [p.clone() for p in learner.model.parameters()]
+    give_rewards(learner, *[1.0] * 6)
+    metrics = learner.step()
     assert metrics["zero_signal_groups"] == 1 and metrics["grad_norm"] == 0
-    assert all(p.equal(q) for p, q in zip(model.parameters(), before, strict=True))
-    rewards = iter([1.0, 0.0, 0.0, 1.0, 1.0, 1.0])
-    monkeypatch.setattr(trainer, "reward_rlvr", lambda text, answer: next(rewards))
-    metrics = train_step(model, tokenizer, optimizer, examples, config, torch.device("cpu"))
+    assert all(p.equal(q) for p, q in zip(learner.model.parameters(), before, strict=True))
+    give_rewards(learner, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0)
+    metrics = learner.step()
     assert metrics["zero_signal_groups"] == 0.5 and metrics["grad_norm"] > 0
-    assert not all(p.equal(q) for p, q in zip(model.parameters(), before, strict=True))
+    before_third = [p.clone() for p in learner.model.parameters()]
+    assert not all(p.equal(q) for p, q in zip(before_third, before, strict=True))
+    give_rewards(learner, *[0.0] * 6)  # now AdamW has momentum, which must not move anything
+    learner.step()
+    assert all(p.equal(q) for p, q in zip(learner.model.parameters(), before_third, strict=True))
+
+
+def test_a_step_reports_what_happened(tokenizer):
+    learner = small_learner(tokenizer, rewards="accuracy,format=0.5", kl_coef=0.1, updates_per_step=2)
+    metrics = learner.step()
+    rollouts = learner.experience.rollouts
+    assert metrics["avg_response_len"] == rollouts.lengths.float().mean().item()
+    assert metrics["entropy"] == pytest.approx(-(rollouts.logps.sum() / rollouts.lengths.sum()).item(), rel=1e-5)
+    assert {"reward_accuracy", "reward_format", "kl", "clip_fraction", "lr", "truncated"} <= metrics.keys()
+
+
+def test_several_updates_use_the_log_probs_of_sampling(tokenizer):
+    learner = small_learner(tokenizer, updates_per_step=3, clip_low=0.01, clip_high=0.01)
+    give_rewards(learner, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0)
+    assert learner.step()["clip_fraction"] > 0.3, "updates this large leave the range at once"
+    once = small_learner(tokenizer, updates_per_step=1)
+    give_rewards(once, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0)
+    assert once.step()["clip_fraction"] == 0
+
+
+def test_dynamic_sampling_replaces_groups_without_signal(tokenizer):
+    learner = small_learner(tokenizer, method="dapo", prompts_per_step=3)
+    calls = []
+
+    def reward(texts, examples, **info):
+        calls.append(len(texts))
+        return [float(len(calls) > 1 and i % 3 == 0) for i in range(len(texts))]  # nothing at first, then signals
+
+    learner.rewards = {"accuracy": (reward, 1.0)}
+    learner.step()
+    assert calls == [9, 9] and len(learner.experience.examples) == 3
+    assert learner.experience.has_signal.all() and learner.problems.cursor == 6
+    learner.rewards = {"accuracy": (lambda texts, examples, **info: [0.0] * len(texts), 1.0)}
+    metrics = learner.step()
+    assert metrics["zero_signal_groups"] == 1, "the search for signals has an end"
+
+
+def test_remax_compares_with_the_greedy_answer(tokenizer):
+    learner = small_learner(tokenizer, method="remax")
+    learner.rewards = {"accuracy": (lambda texts, examples, **info: [len(texts) / 10] * len(texts), 1.0)}
+    learner.step()  # six samples get 0.6, two greedy answers 0.2
+    torch.testing.assert_close(learner.advantages, torch.full((2, 3), 0.4))
+
+
+def test_problems_come_in_another_order_each_time_and_the_cursor_is_all_there_is_to_save():
+    problems = [{"problem": str(i)} for i in range(10)]
+    stream = Problems(problems, seed=1)
+    first, second = stream.next(10), stream.next(10)
+    assert first != second and sorted(p["problem"] for p in first) == sorted(p["problem"] for p in second)
+    again = Problems(problems, seed=1, cursor=7)
+    assert again.next(6) == (first + second)[7:13]
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_counted(tokenizer, monkeypatch):
+    learner = small_learner(tokenizer)
+    before = [p.clone() for p in learner.model.parameters()]
+    monkeypatch.setattr("rfs_utils.learner.policy_loss", lambda logps, *args, **options: (logps * float("nan")).sum())
+    give_rewards(learner, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0)
+    assert learner.step()["skipped_updates"] == 1
+    assert all(p.equal(q) for p, q in zip(learner.model.parameters(), before, strict=True))
+
+
+def test_a_run_ends_when_gradients_stay_bad(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("rfs_utils.learner.policy_loss", lambda logps, *args, **options: (logps * float("inf")).sum())
+    monkeypatch.setattr("rfs_utils.rewards.reward_rlvr", lambda text, answer: float(len(text) % 2))
+    assert run(tmp_path, monkeypatch, "--steps", "9", "--out", "bad") == 1
+    err = capsys.readouterr().err
+    assert "not finite in 5 steps in a row" in err and "lower the learning rate" in err
+    assert checkpoint_steps(tmp_path / "bad"), "the weights before are kept"
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_collapse_is_reported_and_ends_the_run_only_when_asked(stop, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(trainer, "Watch", lambda size: Watch(size, patience=3))
+    monkeypatch.setattr("rfs_utils.rewards.reward_rlvr", lambda text, answer: 0.0)
+    arguments = ["--steps", "6", "--out", "r", *(["--stop-on-collapse"] if stop else [])]
+    assert run(tmp_path, monkeypatch, *arguments) == 0
+    assert "step 3: no group has had a signal for 3 steps: all rollouts are alike" in capsys.readouterr().out
+    result = json.loads((tmp_path / "r" / "result.json").read_text())
+    assert result["steps"] == (3 if stop else 6) and bool(result["ended_early"]) == stop
+    assert result["best_step"] is not None and checkpoint_steps(tmp_path / "r")
+
+
+def test_runs_are_drawn(tmp_path, monkeypatch):
+    assert run(tmp_path, monkeypatch, "--out", "a") == run(tmp_path, monkeypatch, "--out", "b", "--seed", "1") == 0
+    assert main(["plot", "a", "b", "--columns", "reward_avg,entropy", "--out", "both.png"]) == 0
+    assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["plot", "a", "--columns", "nothing"]) == 2
+
+
+# ---------------------------------------------------------------- resuming
+
+
+def weights_of(folder) -> dict:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def rows_of(folder) -> list[dict]:
+    """The log without what the clock decides."""
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in rows]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        ["--method", "dapo", "--updates-per-step", "2", "--warmup-steps", "2", "--schedule", "cosine"],
+        ["--memory", "low", "--dtype", "bfloat16", "--kl-coef", "0.1", "--rewards", "accuracy,format=0.2"],
+        ["--optimizer", "kahan", "--dtype", "bfloat16", "--method", "remax"],
+    ],
+)
+def test_stopping_and_resuming_changes_no_bit(settings, tmp_path, monkeypatch):
+    settings = ["--steps", "6", "--checkpoint-every", "2", *settings]
+    assert run(tmp_path, monkeypatch, *settings, "--out", "whole") == 0
+    stop_at = iter([1, 4])
+
+    def stopping(self, stop_after=None):
+        return go(self, next(stop_at, None))
+
+    go = trainer.Run.go
+    monkeypatch.setattr(trainer.Run, "go", stopping)
+    assert run(tmp_path, monkeypatch, *settings, "--out", "parts") == 130
+    assert main(["train", "--resume", "parts"]) == 130
+    assert main(["train", "--resume", "parts"]) == 0
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert rows_of(parts) == rows_of(whole) and len(rows_of(parts)) == 6
+    one, two = weights_of(whole), weights_of(parts)
+    assert all(one[name].equal(two[name]) for name in one)
+    results = [json.loads((folder / "result.json").read_text()) | {"seconds": 0} for folder in (whole, parts)]
+    assert results[0] == results[1]
+    assert (whole / "samples.jsonl").read_text() == (parts / "samples.jsonl").read_text()
+
+
+def test_logs_written_after_the_checkpoint_are_cut(tmp_path, monkeypatch):
+    assert run(tmp_path, monkeypatch, "--steps", "4", "--checkpoint-every", "2", "--out", "whole") == 0
+    expected = rows_of(tmp_path / "whole")
+    go = trainer.Run.go
+    monkeypatch.setattr(trainer.Run, "go", lambda self: go(self, 3))
+    assert run(tmp_path, monkeypatch, "--steps", "4", "--checkpoint-every", "2", "--out", "parts") == 130
+    monkeypatch.setattr(trainer.Run, "go", go)
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "step-00003")  # as if it had been killed after step 3
+    with (tmp_path / "parts" / "metrics.csv").open("a") as file:
+        file.write("4,4,0.1")  # and in the middle of a line
+    assert main(["train", "--resume", "parts"]) == 0
+    assert [row["step"] for row in rows_of(tmp_path / "parts")] == ["1", "2", "3", "4"]
+    assert [row["reward_avg"] for row in rows_of(tmp_path / "parts")] == [row["reward_avg"] for row in expected]
+
+
+def process(*arguments, **options) -> subprocess.Popen:
+    script = Path(__file__).with_name("small_run.py")
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} | options
+    return subprocess.Popen([sys.executable, str(script), "train", *arguments], **options)
+
+
+LONG = [*FAST, "--steps", "60", "--checkpoint-every", "1", "--keep-checkpoints", "1", "--eval-every", "5"]
+
+
+def test_killed_at_any_moment_a_run_can_be_resumed_and_ends_the_same(tmp_path):
+    """Twenty times kill -9, each after a random time from the first sign of life on."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert process(*LONG, "--out", str(whole)).wait(timeout=300) == 0
+    chance, killed = random.Random(0), 0
+    arguments = [*LONG, "--out", str(parts)]
+    while killed < 20:
+        job = process(*arguments, stdout=subprocess.DEVNULL)
+        before = (parts / "metrics.csv").stat().st_mtime_ns if (parts / "metrics.csv").exists() else 0
+        while job.poll() is None:
+            if (parts / "metrics.csv").exists() and (parts / "metrics.csv").stat().st_mtime_ns != before:
+                time.sleep(chance.uniform(0, 0.25))
+                job.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.01)
+        if job.wait() == 0:
+            break
+        killed += 1
+        arguments = ["--resume", str(parts)]
+        assert checkpoint_steps(parts) or rows_of(parts)[-1]["step"] in ("1", "2")
+    if not (parts / "result.json").exists():
+        assert process("--resume", str(parts)).wait(timeout=300) == 0
+    assert killed >= 15, "the run must last long enough to be killed often"
+    assert rows_of(parts) == rows_of(whole)
+    one, two = weights_of(whole), weights_of(parts)
+    assert all(one[name].equal(two[name]) for name in one)
+    assert not [path for path in parts.rglob(".*") if path.is_dir()], "nothing half-written stays"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends_cleanly(number, tmp_path):
+    folder = tmp_path / "run"
+    job = process(*FAST, "--steps", "5000", "--out", str(folder))
+    while not (folder / "metrics.csv").exists():
+        assert job.poll() is None
+        time.sleep(0.05)
+    job.send_signal(number)
+    output = job.communicate(timeout=60)[0]
+    assert job.returncode == 128 + number
+    last = checkpoint_steps(folder)[-1]
+    assert f"stopped after step {last}; go on with: rfs train --resume" in output and "Traceback" not in output
+    assert rows_of(folder)[-1]["step"] == str(last)
+
+
+def test_a_full_disk_is_reported_and_the_checkpoint_before_survives(tmp_path, monkeypatch, capsys):
+    """A limit on file sizes, in the middle of the run, stands for the full disk."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    step = Learner.step
+
+    def limited(self):
+        if self.done == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+        return step(self)
+
+    monkeypatch.setattr(Learner, "step", limited)
+    try:
+        code = run(tmp_path, monkeypatch, "--steps", "5", "--checkpoint-every", "2", "--eval-every", "0", "--out", "r")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    captured = capsys.readouterr()
+    assert "could not save the checkpoint of step 4" in captured.out and "the one of step 2 stays" in captured.out
+    assert code == 1 and "go on with: rfs train --resume" in captured.err and "Traceback" not in captured.err
+    assert checkpoint_steps(tmp_path / "r") == [2]
+    monkeypatch.setattr(Learner, "step", step)
+    assert main(["train", "--resume", "r"]) == 0
+    assert [row["step"] for row in rows_of(tmp_path / "r")] == ["1", "2", "3", "4", "5"]
+
+
+def test_checkpoints_are_pruned_but_for_the_last_and_the_best(tmp_path, monkeypatch):
+    accuracies = iter([0.1, 0.9, 0.5, 0.4, 0.3, 0.2])
+    summary = trainer.HeldOut.evaluate
+
+    def scripted(self, learner, problems, **options):
+        result = summary(self, learner, problems, **options)
+        if len(problems) == 10 and not options:
+            wanted = next(accuracies)
+            result.records = [record | {"correct": wanted} for record in result.records]
+        return result
+
+    monkeypatch.setattr(trainer.HeldOut, "evaluate", scripted)
+    assert run(tmp_path, monkeypatch, "--steps", "6", "--checkpoint-every", "1", "--out", "r") == 0
+    assert checkpoint_steps(tmp_path / "r") == [2, 5, 6]
+    assert json.loads((tmp_path / "r" / "result.json").read_text())["best_step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere is not the folder of a run"),
+        (["done"], "has done its 2 steps; raise --steps"),
+        (["done", "--lr", "1"], "--lr cannot be given with --resume"),
+        (["damaged"], "is damaged or belongs to another run|damaged or incomplete"),
+    ],
+)
+def test_resuming_what_cannot_be_resumed_is_one_sentence(arguments, message, tmp_path, monkeypatch, capsys):
+    assert run(tmp_path, monkeypatch, "--out", "done") == 0
+    shutil.copytree(tmp_path / "done", tmp_path / "damaged")
+    (tmp_path / "damaged" / "config.toml").write_text((tmp_path / "done" / "config.toml").read_text() + "\n")
+    for path in (tmp_path / "damaged" / "checkpoints").rglob("optimizer.safetensors"):
+        path.write_bytes(path.read_bytes()[:100])
+    extra = ["--steps", "3"] if arguments == ["damaged"] else []
+    capsys.readouterr()
+    assert main(["train", "--resume", *arguments, *extra]) == 2
+    err = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(message, err) and "Traceback" not in err
+
+
+# ---------------------------------------------------------------- several processes
+
+
+def torchrun(tmp_path, processes: int, *arguments) -> Path:
+    out = tmp_path / f"{processes} {len(list(tmp_path.iterdir()))}"
+    script = Path(__file__).with_name("small_run.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command += [str(script), "train", *FAST, *arguments, "--out", str(out)]
+    subprocess.run(command, check=True, timeout=240, env=environment, capture_output=True)
+    return out
+
+
+SAME_STEP = """
+import sys, torch, torch.distributed as dist
+from rfs_utils import parallel
+from rfs_utils.config import TrainConfig
+from rfs_utils.data import generate_tiny_problems
+from rfs_utils.learner import Learner
+from rfs_utils.models import load_model_and_tokenizer
+from safetensors.torch import save_file
+parallel.start()
+model, tokenizer = load_model_and_tokenizer("tiny-base", "cpu")
+config = TrainConfig(max_new_tokens=48, num_rollouts=4, seed=3, **eval(sys.argv[2]))
+learner = Learner(config, model, tokenizer, generate_tiny_problems(60, "train"))
+metrics = learner.step()
+if parallel.rank() == 0:
+    values = {"metric." + k: torch.tensor(v) for k, v in metrics.items() if v is not None and "second" not in k}
+    save_file(values | {name: p.grad for name, p in model.named_parameters()}, sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"prompts_per_step": 5},
+        {"prompts_per_step": 4, "method": "reinforce_pp", "updates_per_step": 2, "kl_coef": 0.05},
+        {"prompts_per_step": 4, "method": "dapo", "rewards": "accuracy,format=0.5"},
+        {"prompts_per_step": 4, "method": "remax"},
+    ],
+)
+def test_two_processes_equal_one(settings, tmp_path):
+    """Metrics and gradient of a step; the gradient is clipped to norm 1, so 1e-6 is relative to that."""
+    (tmp_path / "step.py").write_text(SAME_STEP)
+    found = []
+    for count in (1, 2):
+        out = tmp_path / f"{count}.safetensors"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        command += [str(tmp_path / "step.py"), str(out), repr(settings)]
+        subprocess.run(command, check=True, timeout=120, env=environment, capture_output=True)
+        found.append(load_file(out))
+    one, two = found
+    assert one["metric.grad_norm"] > 0 and one.keys() == two.keys()
+    for name in one:
+        tolerance = 1e-4 if name.startswith("metric.") else 1e-6
+        assert (one[name] - two[name]).abs().max() <= tolerance * max(1.0, one[name].abs().max()), name
+
+
+def test_a_run_on_two_processes_can_be_resumed_on_one(tmp_path):
+    both = torchrun(tmp_path, 2, "--steps", "2")
+    config = both / "config.toml"
+    config.write_text(config.read_text().replace("steps = 2", "steps = 3", 1))
+    assert process("--resume", str(both)).wait(timeout=120) == 0
+    assert [row["step"] for row in rows_of(both)] == ["1", "2", "3"]
+
+
+def test_processes_of_unequal_length_and_without_signal_do_not_wait_for_ever(tmp_path):
+    """Process 0 has one-token answers without signal, process 1 long ones with a signal, for three steps."""
+    reward = """
+import torch.distributed as dist
+def uneven(responses, examples, **info):
+    return [float(dist.get_rank() == 1 and i % 2 == 0) for i in range(len(responses))]
+"""
+    (tmp_path / "uneven_rewards.py").write_text(reward)
+    script = f"""
+import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(Path(__file__).parent)!r}]
+import small_run, torch.distributed as dist
+from rfs_utils import ch06
+real = ch06.sample_batch
+def uneven(*args):
+    short = dist.is_initialized() and dist.get_rank() == 0
+    limit, uniform = (1, args[8][:, :1]) if short and args[8] is not None else (args[5], args[8])
+    return real(*args[:5], limit, *args[6:8], uniform)
+from rfs_utils import lean
+lean.sample_batch = uneven
+sys.exit(small_run.main())
+"""
+    (tmp_path / "job.py").write_text(script)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = ["train", *FAST, "--steps", "3", "--rewards", "uneven_rewards:uneven", "--out", str(tmp_path / "r")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, str(tmp_path / "job.py"), *arguments], timeout=120, env=environment, text=True,
+                          capture_output=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = rows_of(tmp_path / "r")
+    assert len(rows) == 3 and all(row["zero_signal_groups"] == "0.500000" for row in rows)
+    assert all(float(row["grad_norm"]) > 0 for row in rows)
+
+
+# ---------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize(
@@ -85,6 +502,13 @@ def test_a_step_without_signal_moves_nothing(tokenizer, monkeypatch):
         (["--num-rollouts", "1"], "num_rollouts must be at least 2"),
         (["--steps", "0"], "steps must be at least 1, got 0"),
         (["--steps", "-5"], "steps must be at least 1"),
+        (["--rewards", "acuracy"], "unknown reward 'acuracy': known are accuracy, format"),
+        (["--rewards", "accuracy=x"], "weight of reward 'accuracy' must be a number"),
+        (["--rewards", "nowhere:f"], "cannot import the module of reward 'nowhere:f'"),
+        (["--kl-coef", "-1"], "kl_coef must be a number, 0 or more"),
+        (["--schedule", "zigzag"], "unknown schedule 'zigzag': known are constant, linear, cosine"),
+        (["--config", "taken/file"], "taken/file is not a TOML file"),
+        (["--config", "missing.toml"], "cannot read the config missing.toml"),
         (["--temperature", "0"], "temperature must be a positive number"),
         (["--temperature", "nan"], "temperature must be a positive number"),
         (["--lr", "-1"], "lr must be a positive number"),
@@ -138,7 +562,7 @@ def test_ctrl_c_ends_without_a_traceback(tmp_path, monkeypatch, capsys):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer, "train_step", interrupt)
+    monkeypatch.setattr(Learner, "step", interrupt)
     assert run(tmp_path, monkeypatch) == 130
     assert "interrupted" in capsys.readouterr().err
 
@@ -150,7 +574,7 @@ def test_help_names_every_option(capsys):
         assert stop.value.code == 0
     out = capsys.readouterr().out
     assert all(f"--{name}" in out for name in ("model", "num-rollouts", "seed", "out", "temperature"))
-    assert out.count("example: rfs") == 2
+    assert out.count("example: rfs") == out.count("examples: rfs") == 1
 
 
 def test_pretrain_refuses_a_folder_that_holds_something(tmp_path, capsys):

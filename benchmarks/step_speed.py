@@ -1,0 +1,207 @@
+"""Seconds of one GRPO step on the same work: this engine, the printed book's package, and TRL's GRPOTrainer.
+
+    pip install reasoning-from-scratch "rfs-utils[bench]"
+    python benchmarks/step_speed.py --rounds 5 --csv benchmarks/step_speed.csv
+    python benchmarks/step_speed.py --scaling --csv benchmarks/step_scaling.csv
+
+The work: a model of the tiny shape, one prompt, 8 rollouts of exactly 64 tokens (no end of sequence), random rewards,
+one AdamW step in float32. Contestants take turns in one process; a round compares medians, and the
+result is the median of the ratios. Packages that are not installed are left out. `--scaling` measures this engine
+alone, over rollouts, tokens and prompts, with the peak memory of a process of its own for each row.
+"""
+
+import argparse
+import csv
+import json
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+EXAMPLE = {"problem": "", "answer": "1"}
+WEIGHTS = Path(__file__).resolve().parent.parent / "rfs_utils" / "weights" / "tiny-base"
+
+
+class FixedPrompt:
+    """Stands for a tokenizer: every prompt is the same ids, and no token ends a response."""
+
+    pad_token_id, eos_token_id = 0, -1
+
+    def __init__(self, tokens: int):
+        self.ids = torch.randint(1, 256, (tokens,), generator=torch.Generator().manual_seed(0)).tolist()
+
+    def encode(self, prompt: str) -> list[int]:
+        return list(self.ids)
+
+    def decode(self, ids) -> str:
+        return ""
+
+
+def random_rewards(count: int) -> list[float]:
+    """Never all the same."""
+    return [1.0, 0.0] + [float(random.random() < 0.5) for _ in range(count - 2)]
+
+
+def timed(step, count: int) -> list[float]:
+    """Seconds of each of several calls."""
+    seconds = []
+    for _ in range(count):
+        started = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def make_ours(args):
+    from rfs_utils.config import TrainConfig
+    from rfs_utils.learner import Learner
+    from rfs_utils.models import load_model_and_tokenizer
+
+    model, _ = load_model_and_tokenizer("tiny-base", "cpu")
+    config = TrainConfig(prompts_per_step=args.prompts, num_rollouts=args.rollouts, max_new_tokens=args.tokens, lr=1e-5)
+    learner = Learner(config, model, FixedPrompt(args.prompt_tokens), [EXAMPLE])
+    learner.rewards = {"accuracy": (lambda texts, examples, **info: random_rewards(len(texts)), 1.0)}
+    return lambda count: timed(learner.step, count)
+
+
+def make_book(args):
+    from reasoning_from_scratch import ch06
+    from reasoning_from_scratch.qwen3 import Qwen3Model
+
+    from rfs_utils.qwen3 import QWEN3_CONFIG_TINY
+
+    config = QWEN3_CONFIG_TINY | {"vocab_size": json.loads((WEIGHTS / "config.json").read_text())["vocab_size"]}
+    model = Qwen3Model({**config, "qk_norm": True})
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    rewards: list[float] = []
+    ch06.reward_rlvr = lambda *_: rewards.pop()
+    tokenizer = FixedPrompt(args.prompt_tokens)
+
+    def step():
+        rewards[:] = random_rewards(args.rollouts)
+        optimizer.zero_grad()
+        stats = ch06.compute_grpo_loss(model, tokenizer, EXAMPLE, "cpu", args.rollouts, args.tokens, 1.0, 1.0)
+        stats["loss_tensor"].backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return lambda count: timed(step, count)
+
+
+def make_trl(args):
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    tokenizer = AutoTokenizer.from_pretrained(WEIGHTS)
+    prompt = tokenizer.decode(FixedPrompt(args.prompt_tokens).ids)
+    folder = tempfile.mkdtemp()
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_, **__):
+            self.started = time.perf_counter()
+
+        def on_step_end(self, *_, **__):
+            self.seconds.append(time.perf_counter() - self.started)
+
+    def run(count: int) -> list[float]:
+        model = AutoModelForCausalLM.from_pretrained(WEIGHTS, dtype=torch.float32)
+        model.generation_config.eos_token_id = None
+        config = GRPOConfig(
+            output_dir=folder, max_steps=count + 2, per_device_train_batch_size=args.rollouts,
+            num_generations=args.rollouts, max_completion_length=args.tokens, learning_rate=1e-5, beta=0.0,
+            use_cpu=True, bf16=False, gradient_checkpointing=False, report_to=[], save_strategy="no",
+            logging_strategy="no", disable_tqdm=True, generation_kwargs={"min_new_tokens": args.tokens},
+        )  # fmt: skip
+        clock = Clock()
+        clock.seconds = []
+        trainer = GRPOTrainer(
+            model=model, processing_class=tokenizer, args=config, callbacks=[clock],
+            reward_funcs=lambda completions, **_: random_rewards(len(completions)),
+            train_dataset=Dataset.from_list([{"prompt": prompt}] * 64),
+        )  # fmt: skip
+        trainer.train()
+        return clock.seconds[2:]  # the first two warm up
+
+    return run
+
+
+CONTESTANTS = {"ours": make_ours, "book": make_book, "trl": make_trl}
+
+
+def compare(args) -> list[dict]:
+    """Rows of seconds a step by round and contestant; prints the ratios."""
+    runners = {}
+    for name, make in CONTESTANTS.items():
+        try:
+            runners[name] = make(args)
+            runners[name](1)  # warm up
+        except ImportError as error:
+            print(f"{name}: left out ({error})")
+    rows = []
+    for number in range(args.rounds):
+        for name, run in runners.items():
+            rows.append({"round": number, "contestant": name, "seconds": statistics.median(run(args.steps))})
+            print(f"round {number}  {name:5} {rows[-1]['seconds']:.4f} s", flush=True)
+    found = {name: [row["seconds"] for row in rows if row["contestant"] == name] for name in runners}
+    for name in found.keys() - {"ours"}:
+        ratios = [theirs / ours for theirs, ours in zip(found[name], found["ours"], strict=True)]
+        print(
+            f"{name} / ours: median {statistics.median(ratios):.1f} "
+            f"({min(ratios):.1f} to {max(ratios):.1f} in {len(ratios)} rounds)"
+        )
+    return rows
+
+
+def scaling(args) -> list[dict]:
+    """Seconds and memory of this engine over the size of the work, each in a process of its own."""
+    rows = []
+    for prompts, rollouts, tokens in (
+        (1, 8, 64), (1, 16, 64), (1, 32, 64), (1, 64, 64), (1, 8, 128), (1, 8, 256), (2, 8, 64), (4, 8, 64), (8, 8, 64),
+    ):  # fmt: skip
+        sizes = ["--prompts", prompts, "--rollouts", rollouts, "--tokens", tokens, "--steps", args.steps]
+        command = [sys.executable, __file__, "--one", *map(str, sizes)]
+        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        rows.append({"prompts": prompts, "rollouts": rollouts, "tokens": tokens, **found})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rollouts", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--prompts", type=int, default=1, help="prompts a step; the other contestants take one")
+    parser.add_argument("--prompt-tokens", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=5, help="timed steps in a round")
+    parser.add_argument("--scaling", action="store_true")
+    parser.add_argument("--one", action="store_true", help="this engine once, as JSON")
+    parser.add_argument("--csv", type=Path)
+    args = parser.parse_args()
+    random.seed(0)
+    if args.one:
+        run = make_ours(args)
+        run(1)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        seconds = statistics.median(run(args.steps))
+        print(json.dumps({"seconds": round(seconds, 4), "peak_mb": round(peak / 1e6)}))
+        return
+    rows = scaling(args) if args.scaling else compare(args)
+    if args.csv:
+        with args.csv.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Methods side by side: short runs over seeds, a CSV of their evaluations, and a table with intervals."""
+
+import csv
+import math
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from .config import TrainConfig
+from .data import generate_tiny_problems
+from .evaluate import evaluate_model
+from .learner import Learner
+from .models import load_model_and_tokenizer
+
+COLUMNS = ("method", "seed", "step", "rollouts", "seconds", "accuracy", "tokens", "reward")
+# Two-sided 95 % points of Student's t for 1 to 30 degrees of freedom.
+STUDENT = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+           2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045,
+           2.042)  # fmt: skip
+
+
+def short_run(num_problems: int = 200, **settings) -> dict[str, list[float | None]]:
+    """Train a tiny model without writing anything; returns the columns that `rfs train` writes to metrics.csv.
+
+    `settings` are those of TrainConfig. Accuracy on `num_problems` held-out problems is measured before the first
+    step, as step 0, every `eval_every` steps, and after the last; `seconds` counts training alone.
+    """
+    config = TrainConfig(**settings)
+    model, tokenizer = load_model_and_tokenizer(config.model, "cpu")
+    problems = generate_tiny_problems(max(2000, config.steps * config.prompts_per_step), "train", seed=config.seed)
+    held_out = generate_tiny_problems(num_problems, "test", seed=0)
+    learner = Learner(config, model, tokenizer, problems)
+    rows: list[dict] = []
+    seconds = 0.0
+    for step in range(config.steps + 1):
+        started = time.perf_counter()
+        row = {"step": step} | (learner.step() if step else {})
+        seconds += time.perf_counter() - started if step else 0.0
+        row["seconds"] = seconds
+        if step in (0, config.steps) or config.eval_every and step % config.eval_every == 0:
+            result = evaluate_model(model, tokenizer, held_out, "cpu", config.max_new_tokens)
+            row |= {"eval_accuracy": result.accuracy, "eval_tokens": result.mean_tokens}
+        rows.append(row)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def compare(methods: Sequence[str], seeds: int, config: TrainConfig, path: str | Path, report=print) -> None:
+    """Train every method with every seed and append its evaluations to a CSV; runs that are there already are kept.
+
+    Raises ValueError for unknown methods and for a file that is something else.
+    """
+    configs = [replace(config, method=method, seed=seed) for seed in range(seeds) for method in methods]
+    for one in configs:
+        one.check()
+    path = Path(path)
+    done = {(row["method"], int(row["seed"])) for row in read_comparison(path)} if path.exists() else set()
+    for one in configs:
+        if (one.method, one.seed) in done:
+            continue
+        run = short_run(**{k: v for k, v in vars(one).items() if k != "out"})
+        rows = [
+            [one.method, one.seed, step, step * one.prompts_per_step * one.num_rollouts, round(seconds, 2),
+             accuracy, round(tokens, 2), reward]
+            for step, seconds, accuracy, tokens, reward in zip(
+                run["step"], run["seconds"], run["eval_accuracy"], run["eval_tokens"], run["reward_avg"], strict=True
+            )
+            if accuracy is not None
+        ]  # fmt: skip
+        new = not path.exists()
+        with path.open("a", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(([COLUMNS] if new else []) + rows)
+        report(f"{one.method:22} seed {one.seed}  accuracy {rows[-1][5]:6.1%}  {rows[-1][4]:.1f} s")
+
+
+def read_comparison(path: str | Path) -> list[dict]:
+    """The rows of a comparison's CSV, numbers as text; ValueError when the file is something else."""
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from None
+    if tuple(reader.fieldnames or ()) != COLUMNS:
+        raise ValueError(f"{path} is not the CSV of a comparison; expected the columns {', '.join(COLUMNS)}")
+    return rows
+
+
+def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and half the width of its 95 % interval by Student's t; infinite for a single value."""
+    if len(values) < 2:
+        return values[0], math.inf
+    factor = STUDENT[min(len(values) - 1, len(STUDENT)) - 1]
+    return statistics.mean(values), factor * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def summarise(path: str | Path) -> str:
+    """A table of a comparison: accuracy after equal rollouts and after equal seconds, mean and 95 % interval.
+
+    Equal seconds are those of the fastest run; accuracy between evaluations is interpolated.
+    """
+    runs: dict[tuple[str, str], list[dict]] = defaultdict(list)
+    for row in read_comparison(path):
+        runs[row["method"], row["seed"]].append(row)
+    budget = min(float(rows[-1]["seconds"]) for rows in runs.values())
+    by_method: dict[str, list[list[dict]]] = defaultdict(list)
+    for (method, _), rows in runs.items():
+        by_method[method].append(rows)
+    equal = f"equal seconds ({budget:.0f})"
+    lines = [f"{'':22} {'equal rollouts':>18} {equal:>22} {'seconds':>9} {'tokens':>7}  seeds"]
+    for method, several in by_method.items():
+        cells = []
+        last = [float(rows[-1]["accuracy"]) for rows in several]
+        for values in (last, [at_seconds(rows, budget) for rows in several]):
+            mean, half = mean_and_interval(values)
+            cells.append(f"{mean:7.1%} ± {100 * half:4.1f}" if half < math.inf else f"{mean:7.1%}")
+        seconds = statistics.mean(float(rows[-1]["seconds"]) for rows in several)
+        tokens = statistics.mean(float(rows[-1]["tokens"]) for rows in several)
+        lines.append(f"{method:22} {cells[0]:>18} {cells[1]:>22} {seconds:9.1f} {tokens:7.1f} {len(several):6}")
+    return "\n".join(lines)
+
+
+def at_seconds(rows: Sequence[dict], budget: float) -> float:
+    """Accuracy of a run after so many seconds of training, by linear interpolation."""
+    points = [(float(row["seconds"]), float(row["accuracy"])) for row in rows]
+    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+        if x0 <= budget <= x1:
+            return y0 + (y1 - y0) * (budget - x0) / max(1e-9, x1 - x0)
+    return points[-1][1]

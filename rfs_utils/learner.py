@@ -1,0 +1,256 @@
+"""One step of reinforcement learning: collect experience, compare it, and update the weights with it.
+
+The algorithm is the notebooks': everything here calls the functions exported from the chapters.
+"""
+
+import copy
+import math
+import random
+import time
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from . import parallel
+from .ch07 import compute_advantages, importance_ratio, is_clipped, kl_estimate, loss_total, policy_loss
+from .config import TrainConfig
+from .experience import Experience, collect, has_signal, join_experience
+from .lean import (
+    DTYPES,
+    MemoryPlan,
+    backpropagate,
+    cast_weights,
+    plan_memory,
+    return_freed_memory,
+    rollout_logprobs,
+)
+from .optim import make_optimizer
+from .qwen3 import Qwen3Model
+from .rewards import parse_rewards
+from .tokenizer import Qwen3Tokenizer
+
+MAX_REFILLS = 3  # rounds in which dynamic sampling looks for groups with a signal
+
+
+def make_plan(config: TrainConfig, model: Qwen3Model, device: torch.device) -> MemoryPlan:
+    """What `config.memory` means for this model and device, with the config's own dtype, optimizer and micro_batch."""
+    plan = plan_memory(config.memory, device, sum(p.numel() for p in model.parameters()))
+    if config.optimizer == "adamw":
+        plan = replace(plan, dtype=torch.float32)  # on bfloat16 weights it would lose most of its small steps
+    return replace(
+        plan,
+        dtype=plan.dtype if config.dtype == "auto" else DTYPES[config.dtype],
+        optimizer=plan.optimizer if config.optimizer == "auto" else config.optimizer,
+        max_tokens=config.micro_batch or plan.max_tokens,
+    )
+
+
+class Problems:
+    """An endless stream of problems: each pass over them in another order, decided by the seed. `cursor` is saved."""
+
+    def __init__(self, problems: list[dict], seed: int, cursor: int = 0):
+        self.problems, self.seed, self.cursor = problems, seed, cursor
+
+    def next(self, count: int) -> list[dict]:
+        """The next problems."""
+        found = [self._at(self.cursor + i) for i in range(count)]
+        self.cursor += count
+        return found
+
+    def _at(self, position: int) -> dict:
+        epoch, index = divmod(position, len(self.problems))
+        return self.problems[self._order(epoch)[index]]
+
+    def _order(self, epoch: int) -> list[int]:
+        if getattr(self, "_epoch", None) != epoch:
+            order = list(range(len(self.problems)))
+            random.Random(f"{self.seed} {epoch}").shuffle(order)
+            self._epoch, self._shuffled = epoch, order
+        return self._shuffled
+
+
+class Learner:
+    """A model with all that a step needs; `step` is the whole of reinforcement learning in one call."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: Qwen3Model,
+        tokenizer: Qwen3Tokenizer,
+        problems: list[dict],
+        device: torch.device | str = "cpu",
+        plan: MemoryPlan | None = None,
+    ):
+        config.check()
+        if config.prompts_per_step < parallel.world_size():
+            raise ValueError(
+                f"prompts_per_step must be at least the number of processes, {parallel.world_size()}; "
+                f"got {config.prompts_per_step}"
+            )
+        self.config, self.model, self.tokenizer, self.device = config, model, tokenizer, torch.device(device)
+        self.plan = plan or make_plan(config, model, self.device)
+        if config.memory == "low":
+            return_freed_memory()
+        cast_weights(model, self.plan.dtype)
+        self.method = config.resolved_method()
+        self.rewards = parse_rewards(config.rewards)
+        self.reference = copy.deepcopy(model).requires_grad_(False) if self.method.kl_coef else None
+        self.optimizer = make_optimizer(self.plan.optimizer, model.parameters(), config.lr, config.weight_decay)
+        self.problems = Problems(problems, config.seed)
+        self.done = 0  # steps
+        self.experience: Experience | None = None  # of the last step, on this process
+        self.advantages: torch.Tensor | None = None
+
+    def step(self) -> dict[str, float | None]:
+        """Collect experience, update the weights, and return the step's metrics; the same on every process."""
+        started = time.perf_counter()
+        self.done += 1
+        self.optimizer.zero_grad()  # before sampling, whose cache takes the gradients' room
+        self.experience = batch = self.collect()
+        greedy = None if batch.greedy_rewards is None else batch.greedy_rewards.cpu()
+        gathered = parallel.gather((batch.parts.cpu(), batch.rewards.cpu(), greedy))
+        self.advantages = advantages = self.compute_advantages(gathered)
+        metrics = self.update(batch, advantages.flatten())
+        parts, rewards, _ = (x if x[0] is None else torch.cat(x) for x in zip(*gathered, strict=True))
+        sums = parallel.gather(self.sums(batch))
+        totals = {name: sum(part[name] for part in sums) for name in sums[0]}
+        seconds = time.perf_counter() - started
+        return {
+            "loss": metrics.pop("loss"),
+            "reward_avg": rewards.mean().item(),
+            "avg_response_len": totals["tokens"] / rewards.numel(),
+            "reward_std": rewards.std().item(),
+            "accuracy": totals["correct"] / rewards.numel(),
+            "truncated": totals["truncated"] / rewards.numel(),
+            "entropy": -totals["logps"] / totals["tokens"],
+            "zero_signal_groups": 1 - has_signal(parts).float().mean().item(),
+            **metrics,
+            **self.reward_metrics(parts),
+            "tokens_per_second": totals["tokens"] / seconds,
+        }
+
+    def reward_metrics(self, parts: torch.Tensor) -> dict[str, float]:
+        """The mean of each reward function, where there are several."""
+        if len(self.rewards) == 1:
+            return {}
+        return {f"reward_{name}": parts[:, :, k].mean().item() for k, name in enumerate(self.rewards)}
+
+    def sums(self, batch: Experience) -> dict[str, float]:
+        """What the metrics of all processes are made of."""
+        return {
+            "tokens": batch.rollouts.lengths.sum().item(),
+            "logps": batch.rollouts.logps.sum().item(),
+            "correct": batch.correct.sum().item(),
+            "truncated": batch.truncated.sum().item(),
+        }
+
+    def collect(self) -> Experience:
+        """Groups of answers to the next problems; with dynamic sampling, groups without signal are replaced."""
+        config, missing = self.config, self.config.prompts_per_step
+        found, kept = None, []
+        for attempt in range(1 + MAX_REFILLS * self.method.dynamic_sampling):
+            examples = self.problems.next(missing)
+            own = parallel.own_part(missing)
+            # The draws depend on seed, step and place alone: not on the processes, nor on where a run was resumed.
+            generator = torch.Generator().manual_seed((config.seed * 1_000_003 + self.done) * 10 + attempt)
+            uniform = torch.rand(len(examples), config.num_rollouts, config.max_new_tokens, generator=generator)
+            # A later attempt may be smaller than the number of processes; then some have nothing to do.
+            found = found if own.start == own.stop else collect(
+                self.model, self.tokenizer, examples[own], uniform[own], self.rewards, self.method, self.plan,
+                self.device, self.done, config.temperature, config.top_p,
+            )  # fmt: skip
+            if not self.method.dynamic_sampling:
+                return found
+            useful = found.has_signal.nonzero().squeeze(1) if own.start < own.stop else []
+            if len(useful):
+                kept.append(found.select(useful))
+            missing -= sum(parallel.gather(len(useful)))
+            if missing <= 0:
+                break
+        return join_experience(kept or [found], self.tokenizer.pad_token_id)
+
+    def compute_advantages(self, gathered: list[tuple]) -> torch.Tensor:
+        """Advantages of this process's groups, (B, G); some methods compare with the rewards of all processes."""
+        parts, rewards, greedy = zip(*gathered, strict=True)
+        weights = torch.tensor([weight for _, weight in self.rewards.values()])
+        several = self.method.separate_rewards
+        greedy = None if greedy[0] is None else torch.cat(greedy)
+        advantages = compute_advantages(torch.cat(parts if several else rewards), self.method, weights, greedy)
+        first = sum(len(r) for r in rewards[: parallel.rank()])
+        return advantages[first : first + len(rewards[parallel.rank()])].to(self.device)
+
+    def update(self, batch: Experience, advantages: torch.Tensor) -> dict[str, float | None]:
+        """One or several optimiser steps on the same rollouts; returns loss, gradient norm, clip fraction and KL.
+
+        Rollouts whose gradient is zero are left out. Nothing moves when that holds for all, since AdamW's momentum
+        would move the weights; nor when the gradient is not finite.
+        """
+        config, method, rollouts = self.config, self.method, batch.rollouts
+        counted = ~batch.truncated.flatten() if method.mask_truncated else torch.ones_like(advantages, dtype=torch.bool)
+        rows = (counted if method.kl_coef else counted & (advantages != 0)).nonzero().squeeze(1)
+        mask = rollouts.mask * counted[:, None]
+        total = max(1.0, sum(parallel.gather(loss_total(mask, advantages, method, config.max_new_tokens))))
+        metrics = {"loss": 0.0, "grad_norm": 0.0, "clip_fraction": 0.0, "kl": None, "skipped_updates": 0}
+        if sum(parallel.gather(len(rows))) == 0:
+            return metrics | {"lr": config.learning_rate(self.done)}
+        score = partial(
+            rollout_logprobs, rollouts=rollouts, temperature=config.temperature, top_p=config.top_p,
+            max_tokens=self.plan.max_tokens,
+        )  # fmt: skip
+        ref_logps = score(self.reference) if self.reference is not None else None
+        # The sampler's own log-probs are the old ones, unless the method corrects for the sampler's rounding.
+        old_logps = score(self.model) if method.sampler_cap is not None else rollouts.logps
+        old_logps = old_logps if config.updates_per_step > 1 or method.sampler_cap is not None else None
+        found = []
+
+        def part_loss(logps: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            width = logps.shape[1]
+            old, ref = (None if x is None else x[rows, :width] for x in (old_logps, ref_logps))
+            found.append(token_sums(logps.detach(), old, ref, advantages[rows], mask, method))
+            return policy_loss(
+                logps, old, ref, advantages[rows], mask, method, rollouts.logps[rows, :width], total=total
+            )
+
+        for number in range(config.updates_per_step):
+            found.clear()
+            if number:
+                self.optimizer.zero_grad()
+            loss = 0.0
+            if len(rows):
+                loss = backpropagate(
+                    self.model, rollouts, part_loss, config.temperature, config.top_p, self.plan.max_tokens, rows
+                )
+            parallel.add_gradients(self.model.parameters())
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.max_grad_norm).item()
+            sums = [sum(values) for values in zip(*found, strict=True)] or [0.0, 0.0, 0.0]
+            loss, clipped, kl, tokens = (sum(values) for values in zip(*parallel.gather([loss, *sums]), strict=True))
+            if not (math.isfinite(norm) and math.isfinite(loss)):
+                metrics["skipped_updates"] += 1
+                continue
+            for group in self.optimizer.param_groups:
+                group["lr"] = config.learning_rate(self.done)
+            self.optimizer.step()
+            metrics |= {"loss": loss, "grad_norm": norm, "clip_fraction": clipped / max(1.0, tokens)}
+            if ref_logps is not None:
+                metrics["kl"] = kl / max(1.0, tokens)
+        return metrics | {"lr": config.learning_rate(self.done)}
+
+    def state(self) -> dict:
+        """What a checkpoint must hold besides weights, optimiser and random states."""
+        return {"cursor": self.problems.cursor}
+
+    def restore(self, state: dict) -> None:
+        """Go on from a checkpoint whose weights and optimiser are loaded."""
+        self.done, self.problems.cursor = state["step"], state["cursor"]
+
+
+def token_sums(logps, old_logps, ref_logps, advantages, mask, method) -> list[float]:
+    """Sums over tokens, for the metrics of an update: clipped ones, KL from the reference (k3), and all."""
+    clipped = kl = 0.0
+    if old_logps is not None and method.surrogate == "clip":
+        ratio = importance_ratio(logps, old_logps, mask, method.ratio)
+        clipped = (is_clipped(ratio, advantages[:, None], method.clip_low, method.clip_high) * mask).sum().item()
+    if ref_logps is not None:
+        kl = (kl_estimate(logps, ref_logps, "k3") * mask).sum().item()
+    return [clipped, kl, mask.sum().item()]

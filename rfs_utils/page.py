@@ -1,0 +1,216 @@
+"""A run as one web page without any outside file: curves, and rollouts coloured token by token.
+
+What a model wrote is text here and nothing else: every character goes through `html.escape`.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from .plots import read_metrics
+from .runs import read_json, write_text
+
+CURVES = {  # column of metrics.csv: title, and what it tells
+    "reward_avg": ("Mean reward", "of the sampled answers"),
+    "accuracy": ("Right answers", "share of the sampled answers"),
+    "eval_accuracy": ("Held-out accuracy", "greedy answers to problems never trained on"),
+    "avg_response_len": ("Response length", "tokens, mean"),
+    "entropy": ("Entropy", "mean of minus the log-probability of the sampled tokens; 0 is certainty"),
+    "zero_signal_groups": ("Groups without signal", "share of groups in which all rewards are equal"),
+    "truncated": ("Cut off", "share of answers that ran into the limit"),
+    "grad_norm": ("Gradient norm", "before clipping"),
+    "clip_fraction": ("Clipped tokens", "share of tokens whose gradient the clipping removed"),
+    "kl": ("KL from the start", "mean per token, estimate k3"),
+    "tokens_per_second": ("Speed", "response tokens per second"),
+}
+
+STYLE = """
+:root { color-scheme: light dark; --paper: #fff; --ink: #1a1a1a; --quiet: #5c5c5c; --line: #d8d8d8; --curve: #0072b2;
+  --unsure: #e69f00; --good: #009e73; --bad: #d55e00; --card: #f6f6f4; }
+@media (prefers-color-scheme: dark) { :root { --paper: #16181b; --ink: #e8e6e3; --quiet: #a8a8a8; --line: #3a3d42;
+  --curve: #56b4e9; --unsure: #e69f00; --good: #2bb98e; --bad: #f07c2c; --card: #1f2226; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 72rem; padding: 1rem; background: var(--paper); color: var(--ink);
+  font: 1rem/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.4rem; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+table { border-collapse: collapse; } th, td { padding: .15rem .9rem .15rem 0; text-align: right; }
+th:first-child, td:first-child { text-align: left; font-weight: normal; color: var(--quiet); }
+.curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem; }
+figure { margin: 0; padding: .6rem .8rem; background: var(--card); border-radius: .4rem; }
+figcaption b { display: block; } figcaption { font-size: .85rem; color: var(--quiet); }
+figcaption b { color: var(--ink); font-size: .95rem; }
+svg { width: 100%; height: auto; display: block; } svg text { fill: var(--quiet); font-size: 11px; }
+polyline { fill: none; stroke: var(--curve); stroke-width: 2; vector-effect: non-scaling-stroke; }
+circle { fill: var(--curve); } line { stroke: var(--line); }
+.controls { display: flex; flex-wrap: wrap; gap: .5rem 1.2rem; align-items: center; margin: .5rem 0 1rem; }
+label, select { font: inherit; } select { background: var(--card); color: var(--ink); padding: .15rem .3rem; }
+.rollout { margin: 0 0 .8rem; padding: .6rem .8rem; background: var(--card); border-radius: .4rem; }
+.rollout p { margin: 0 0 .4rem; font-size: .85rem; color: var(--quiet); }
+.rollout pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font: .9rem/1.6 ui-monospace, monospace; }
+.by-logp .rollout span { background: color-mix(in srgb, var(--unsure) calc(var(--u) * 1%), transparent); }
+.by-advantage .good pre { background: color-mix(in srgb, var(--good) calc(var(--s) * 1%), transparent); }
+.by-advantage .bad pre { background: color-mix(in srgb, var(--bad) calc(var(--s) * 1%), transparent); }
+"""
+
+SCRIPT = """
+const list = document.getElementById("rollouts"), cards = [...list.children];
+const pick = id => document.getElementById(id).value;
+function update() {
+  list.className = "by-" + pick("colour");
+  const key = pick("order"), step = pick("step");
+  const sign = key === "step" || key === "length" ? 1 : -1;
+  cards.sort((a, b) => sign * (a.dataset[key] - b.dataset[key]) || a.dataset.number - b.dataset.number);
+  for (const card of cards) { card.hidden = step !== "all" && card.dataset.step !== step; list.append(card); }
+}
+for (const id of ["colour", "order", "step"]) document.getElementById(id).addEventListener("change", update);
+update();
+"""
+
+
+def write_page(folder: Path) -> Path:
+    """Write report.html for a run that has metrics; returns its path. ValueError when there is nothing to show."""
+    folder = Path(folder)
+    if not (folder / "metrics.csv").is_file():
+        raise ValueError(f"{folder} is not the folder of a run; expected metrics.csv in it")
+    metrics = read_metrics(folder / "metrics.csv")
+    result = read_json(folder / "result.json") if (folder / "result.json").is_file() else {}
+    records = read_samples(folder)
+    parts = [
+        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(folder.name)}</title>",
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>",
+        f"<style>{STYLE}</style></head><body><main><h1>Training run {escape(folder.name)}</h1>",
+        format_result(result),
+        "<h2>Curves</h2><div class='curves'>",
+        *(curve(metrics["step"], metrics[name], *about) for name, about in CURVES.items() if name in metrics),
+        "</div>",
+        format_samples(records),
+        "</main></body></html>\n",
+    ]
+    write_text(folder / "report.html", "\n".join(parts))
+    return folder / "report.html"
+
+
+def read_samples(folder: Path) -> list[dict]:
+    """The rollouts that a run has kept; an unfinished last line is left out."""
+    path = Path(folder) / "samples.jsonl"
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    try:
+        return [json.loads(line) for line in lines]
+    except json.JSONDecodeError:
+        raise ValueError(f"{path} is damaged") from None
+
+
+def format_result(result: dict) -> str:
+    """What the run came to, as a table."""
+    if not result:
+        return "<p>This run is not finished.</p>"
+    rows = [("held-out accuracy", f"{result['accuracy_before']:.1%}", f"{result['accuracy_after']:.1%}")]
+    rows.append(("response tokens", f"{result['tokens_before']:.1f}", f"{result['tokens_after']:.1f}"))
+    if result.get("harder_accuracy_before") is not None:
+        harder = (result["harder_accuracy_before"], result["harder_accuracy_after"])
+        rows.append(("harder levels, never trained on", *(f"{value:.1%}" for value in harder)))
+    cells = "".join(f"<tr><td>{name}</td><td>{before}</td><td>{after}</td></tr>" for name, before, after in rows)
+    about = f"{result['model']}, method {result['method']}, seed {result['seed']}"
+    early = f" It ended early: {result['ended_early']}." if result.get("ended_early") else ""
+    return (
+        f"<p>{escape(about)}: {result['steps']} steps in {result['seconds']:.1f} s.{escape(early)}</p>"
+        f"<table><tr><th></th><th>before</th><th>after</th></tr>{cells}</table>"
+    )
+
+
+def curve(steps: Sequence[float], values: Sequence[float | None], title: str, about: str) -> str:
+    """One metric as a small picture; nothing when it has no values."""
+    points = [(s, v) for s, v in zip(steps, values, strict=True) if v is not None and math.isfinite(v)]
+    if not points:
+        return ""
+    xs, ys = zip(*points, strict=True)
+    low, high = min(0.0, *ys), max(0.0, *ys)
+    high = high if high > low else 1.0
+    width, height, left = 300, 110, 38
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (x - xs[0]) / (xs[-1] - xs[0]) if xs[-1] > xs[0] else 0.5
+        return left + across * (width - left - 8), 6 + (height - 12) * (1 - (y - low) / (high - low))
+
+    placed = [place(x, y) for x, y in points]
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
+    dots = "".join(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='2.5'/>" for x, y in placed) if len(placed) < 30 else ""
+    axis = place(xs[0], low)[1]
+    label = f"{title}: from {ys[0]:.3g} at step {xs[0]:.0f} to {ys[-1]:.3g} at step {xs[-1]:.0f}"
+    return (
+        f"<figure><figcaption><b>{title}</b>{about}</figcaption>"
+        f"<svg viewBox='0 0 {width} {height + 16}' role='img' aria-label='{escape(label)}'>"
+        f"<line x1='{left}' x2='{width - 8}' y1='{axis:.1f}' y2='{axis:.1f}'/>"
+        f"<text x='{left - 4}' y='14' text-anchor='end'>{short_number(high)}</text>"
+        f"<text x='{left - 4}' y='{axis:.1f}' text-anchor='end'>{short_number(low)}</text>"
+        f"<text x='{left}' y='{height + 13}'>step {xs[0]:.0f}</text>"
+        f"<text x='{width - 8}' y='{height + 13}' text-anchor='end'>{xs[-1]:.0f}</text>"
+        f"<polyline points='{line}'/>{dots}</svg></figure>"
+    )
+
+
+def short_number(value: float) -> str:
+    """Three digits, and no powers of ten for large numbers."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def format_samples(records: list[dict]) -> str:
+    """The kept rollouts with the controls that sort and colour them."""
+    if not records:
+        return ""
+    steps = sorted({record["step"] for record in records})
+    options = "".join(f"<option value='{step}'>{step}</option>" for step in steps)
+    cards = "\n".join(format_rollout(number, record) for number, record in enumerate(records))
+    return f"""<h2>Rollouts</h2>
+<p>Each card is one sampled answer. Coloured by surprise, a token is the stronger marked the less likely it was when it
+was drawn; coloured by advantage, an answer is green that was reinforced and orange that was discouraged.</p>
+<div class='controls'>
+<label>Colour <select id='colour'><option value='logp'>by surprise</option>
+<option value='advantage'>by advantage</option></select></label>
+<label>Sort by <select id='order'><option value='step'>step</option><option value='reward'>reward</option>
+<option value='advantage'>advantage</option><option value='length'>length</option></select></label>
+<label>Step <select id='step'><option value='all'>all</option>{options}</select></label>
+</div>
+<div id='rollouts' class='by-logp'>
+{cards}
+</div>
+<script>{SCRIPT}</script>"""
+
+
+def format_rollout(number: int, record: dict) -> str:
+    """One rollout as a card."""
+    advantage = record["advantage"]
+    kind = "good" if advantage > 0 else "bad" if advantage < 0 else "even"
+    strength = min(70, round(30 * abs(advantage)))
+    spans = "".join(
+        f"<span style='--u:{min(100, round(-20 * logp))}' title='probability {math.exp(logp):.1%}'>"
+        f"{escape(token)}</span>"
+        for token, logp in zip(record["tokens"], record["logps"], strict=True)
+    )
+    return (
+        f"<article class='rollout {kind}' style='--s:{strength}' data-number='{number}' data-step='{record['step']}' "
+        f"data-reward='{record['reward']}' data-advantage='{advantage}' data-length='{len(record['tokens'])}'>"
+        f"<p>step {record['step']} · reward {record['reward']:g} · advantage {advantage:+.2f} · "
+        f"{len(record['tokens'])} tokens · expected {escape(record['answer'])}<br>{escape(record['problem'])}</p>"
+        f"<pre>{spans}</pre></article>"
+    )
+
+
+def format_samples_text(records: list[dict], step: int | None = None, limit: int = 8) -> str:
+    """The kept rollouts of a step (default: the last), best advantage first, for a terminal."""
+    steps = sorted({record["step"] for record in records})
+    if not steps:
+        raise ValueError("this run has kept no rollouts")
+    step = steps[-1] if step is None else step
+    if step not in steps:
+        raise ValueError(f"no rollouts were kept at step {step}: there are those of {', '.join(map(str, steps))}")
+    chosen = sorted((r for r in records if r["step"] == step), key=lambda r: -r["advantage"])[:limit]
+    return "\n\n".join(
+        f"step {r['step']}  reward {r['reward']:g}  advantage {r['advantage']:+.2f}  {len(r['tokens'])} tokens\n"
+        f"{r['problem']}  (answer: {r['answer']})\n  {''.join(r['tokens']).strip()!r}"
+        for r in chosen
+    )

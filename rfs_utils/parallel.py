@@ -1,0 +1,88 @@
+"""The same training step on several processes: each samples and scores some groups, and the gradients are added up.
+
+Started by `torchrun --nproc-per-node N -m rfs_utils.trainer ...`; without torchrun everything here does nothing. Every
+process holds the whole model. The places in a step where processes meet, to tell each other rewards and to add up
+gradients, are the same for all, however many tokens or micro-batches each has: none waits for one with nothing to do.
+"""
+
+import os
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+
+BUCKET = 2**25  # gradient values that are added up at once
+
+
+def start() -> None:
+    """Join the group of processes that torchrun has started: NCCL between GPUs, gloo between CPUs."""
+    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        on_gpu = torch.cuda.is_available()
+        if on_gpu:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        dist.init_process_group("nccl" if on_gpu else "gloo")
+
+
+def stop() -> None:
+    """Leave the group of processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """The number of this process, 0 without torchrun. Process 0 writes the files."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """The number of processes, 1 without torchrun."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def own_part(n: int) -> slice:
+    """Which of n groups belong to this process: consecutive ones, as equal in number as possible."""
+    return slice(rank() * n // world_size(), (rank() + 1) * n // world_size())
+
+
+def gather(value) -> list:
+    """What every process passed, in the order of their numbers."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def share(value):
+    """Process 0's value, for all."""
+    return gather(value)[0]
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+@torch.no_grad()
+def add_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Replace every gradient by the sum over all processes; a process without one adds zero."""
+    if not dist.is_initialized():
+        return
+    bucket: list[torch.nn.Parameter] = []
+    for p in parameters:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+        bucket.append(p)
+        if sum(q.numel() for q in bucket) >= BUCKET:
+            _add_bucket(bucket)
+            bucket = []
+    if bucket:
+        _add_bucket(bucket)
+
+
+def _add_bucket(bucket: list[torch.nn.Parameter]) -> None:
+    flat = torch.cat([p.grad.flatten().float() for p in bucket])
+    dist.all_reduce(flat)
+    for p, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+        p.grad.copy_(part.view_as(p))

@@ -1,0 +1,252 @@
+"""The folder of a training run: metrics, samples and checkpoints, written so that no accident loses more than the
+steps since the last checkpoint.
+
+    config.toml  metrics.csv  samples.jsonl  before.json  result.json  curves.png  report.html  model/
+    checkpoints/step-00050/   a Hugging Face model directory, with optimizer.safetensors and state.json
+"""
+
+import csv
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from .checkpoints import load_weights
+from .models import save_model
+from .qwen3 import Qwen3Model
+from .tokenizer import Qwen3Tokenizer
+
+
+def make_run_folder(out: str | None, name: str) -> Path:
+    """A new, empty folder: `out`, or the next free name under runs/. Never one that holds something."""
+    if out is not None:
+        folder = Path(out)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(f"{folder} exists already and is not empty; choose another --out, or --resume {folder}")
+    else:
+        number = 1
+        folder = Path("runs") / name
+        while folder.exists():
+            number += 1
+            folder = Path("runs") / f"{name}-{number}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot create the output folder {folder}: {error.strerror}") from None
+    return folder
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file under a temporary name, make sure it is on the disk, and rename it: a reader never sees half."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict | list) -> None:
+    """Write JSON, whole or not at all."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> dict:
+    """A JSON file of a run; ValueError when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        raise ValueError(f"{path} is missing or damaged") from None
+
+
+# ------------------------------------------------------------------ logs
+
+
+def cut_log(path: Path, last_step: int) -> None:
+    """Drop what a CSV or JSON-lines log holds after a step, and a line that was cut short."""
+    if not path.exists():
+        return
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = text[: text.rfind("\n") + 1].splitlines(keepends=True)
+    if path.suffix == ".csv":
+        column = next(csv.reader(lines), ["step"]).index("step")
+        kept = lines[:1] + [line for line in lines[1:] if int(next(csv.reader([line]))[column]) <= last_step]
+    else:
+        kept = [line for line in lines if json.loads(line)["step"] <= last_step]
+    if kept[1:] or path.suffix != ".csv":
+        write_text(path, "".join(kept))
+    else:
+        path.unlink()  # a log of nothing but a header, or half of one, begins anew
+
+
+def append_lines(path: Path, records: list[dict]) -> None:
+    """Append records to a JSON-lines file."""
+    text = io.StringIO()
+    for record in records:
+        text.write(json.dumps(record, ensure_ascii=False) + "\n")
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text.getvalue())
+
+
+# ------------------------------------------------------------------ checkpoints
+
+
+def save_run_checkpoint(
+    folder: Path, step: int, model: Qwen3Model, tokenizer: Qwen3Tokenizer, optimizer: torch.optim.Optimizer, state: dict
+) -> Path:
+    """Write checkpoints/step-NNNNN: model, optimiser, random states, and `state`, which JSON can hold.
+
+    The directory gets its name when all of it is on the disk. Raises OSError when it cannot be written; older
+    checkpoints are as they were.
+    """
+    final = folder / "checkpoints" / f"step-{step:05d}"
+    temporary = final.with_name(f".{final.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        save_model(model, tokenizer, temporary)
+        tensors, numbers = pack_optimizer(optimizer)
+        random_tensors, random_numbers = random_states()
+        save_file(tensors | random_tensors, temporary / "optimizer.safetensors")
+        write_json(temporary / "state.json", {"step": step, "optimizer": numbers, "random": random_numbers, **state})
+        for path in temporary.iterdir():
+            sync(path)
+        if final.exists():  # the run came this far before and was resumed from an earlier step
+            shutil.rmtree(final)
+        os.replace(temporary, final)
+        sync(final.parent)
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise OSError(f"cannot write {final}: {error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return final
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or directory is on the disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows cannot
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:  # some network file systems cannot
+        pass
+    finally:
+        os.close(handle)
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Steps of the whole checkpoints of a run, in order."""
+    found = (folder / "checkpoints").glob("step-*/state.json")
+    return sorted(int(path.parent.name.removeprefix("step-")) for path in found)
+
+
+def prune_checkpoints(folder: Path, keep: int, best: int | None) -> None:
+    """Delete all checkpoints but the last `keep` and the best, and what an interrupted write has left."""
+    steps = checkpoint_steps(folder)
+    for step in set(steps[:-keep]) - {best}:
+        path = folder / "checkpoints" / f"step-{step:05d}"
+        path.rename(path.with_name(f".{path.name}.old"))  # so that half a checkpoint never has a whole one's name
+    for leftover in (folder / "checkpoints").glob(".*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def load_run_checkpoint(directory: Path, model: Qwen3Model, optimizer: torch.optim.Optimizer) -> dict:
+    """Fill model, optimiser and random states from a checkpoint; returns its state. ValueError when damaged."""
+    state = read_json(directory / "state.json")
+    load_weights(model, directory / "model.safetensors")
+    try:
+        tensors = load_file(directory / "optimizer.safetensors")
+        unpack_optimizer(optimizer, tensors, state["optimizer"])
+        restore_random_states(tensors, state["random"])
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+        raise ValueError(f"the checkpoint {directory} is damaged or belongs to another run: {error}") from None
+    return state
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """An optimiser's state as named tensors and named numbers; "3.exp_avg" belongs to parameter 3."""
+    tensors, numbers = {}, {}
+    for index, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{index}.{key}"] = value.detach().cpu().contiguous()
+            else:
+                numbers[f"{index}.{key}"] = value
+    return tensors, numbers
+
+
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict, numbers: dict) -> None:
+    """Put back what `pack_optimizer` took."""
+    state: dict[int, dict] = {}
+    for name, value in (tensors | numbers).items():
+        index, _, key = name.partition(".")
+        if index.isdecimal():
+            state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def random_states() -> tuple[dict[str, torch.Tensor], dict]:
+    """The states of all random number generators in use, as tensors and as what JSON can hold."""
+    tensors = {"random.cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors |= {f"random.cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    numbers = {"python": random.getstate()}
+    if "numpy" in sys.modules:  # a reward function may use it
+        name, keys, *rest = sys.modules["numpy"].random.get_state()
+        numbers["numpy"] = [name, keys.tolist(), *rest]
+    return tensors, numbers
+
+
+def restore_random_states(tensors: dict[str, torch.Tensor], numbers: dict) -> None:
+    """Put back what `random_states` took."""
+    torch.set_rng_state(tensors["random.cpu"])
+    cuda = [tensors[name] for name in sorted(tensors) if name.startswith("random.cuda")]
+    if cuda and torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(cuda)
+    version, internal, gauss = numbers["python"]
+    random.setstate((version, tuple(internal), gauss))
+    if "numpy" in numbers and "numpy" in sys.modules:
+        sys.modules["numpy"].random.set_state(tuple(numbers["numpy"]))
+
+
+# ------------------------------------------------------------------ signals
+
+
+class StopRequest:
+    """Whether the user or the system has asked the run to stop; `number` is the signal's."""
+
+    number: int | None = None
+
+
+@contextmanager
+def stop_on_signals():
+    """Turn Ctrl-C and SIGTERM into a request that the run answers after its current step; a second one is at once."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request  # only the main thread may set handlers
+        return
+
+    def handle(number, frame):
+        if request.number is not None:
+            raise KeyboardInterrupt
+        request.number = number
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

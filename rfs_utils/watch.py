@@ -1,0 +1,58 @@
+"""Guards: what a run that goes wrong looks like in its metrics, and what probably caused it."""
+
+import math
+from collections import deque
+
+PATIENCE = 20  # steps that must all look bad
+MAX_SKIPPED = 5  # updates in a row that may be skipped for a gradient that is not finite
+
+
+class Watch:
+    """Looks at every step's metrics; `check` returns a new warning, or None.
+
+    A warning is given once, and again only after the run has looked healthy in between.
+    """
+
+    def __init__(self, vocab_size: int, patience: int = PATIENCE):
+        self.max_entropy = math.log(vocab_size)
+        self.recent: deque[dict] = deque(maxlen=patience)
+        self.best_reward = -math.inf
+        self.warned: set[str] = set()
+
+    def check(self, metrics: dict) -> str | None:
+        """One sentence about a collapse, with its likely reason, the first time it shows."""
+        self.recent.append(metrics)
+        self.best_reward = max(self.best_reward, metrics["reward_avg"])
+        found = self._find() if len(self.recent) == self.recent.maxlen else {}
+        new = [name for name in found if name not in self.warned]
+        self.warned = set(found)
+        return found[new[0]] if new else None
+
+    def _find(self) -> dict[str, str]:
+        steps, found = len(self.recent), {}
+        if all(m["entropy"] > 0.9 * self.max_entropy for m in self.recent):
+            found["noise"] = (
+                f"the entropy has been above 90 % of its maximum, {self.max_entropy:.2f}, for {steps} steps: the "
+                "policy is close to random; the learning rate or the KL coefficient is probably too high"
+            )
+        if self.best_reward > 0 and all(m["reward_avg"] <= 0 for m in self.recent):
+            found["no reward"] = (
+                f"the reward has been 0 for {steps} steps, after {self.best_reward:.2f} at its best: the policy has "
+                "probably been destroyed by too large updates; lower the learning rate"
+            )
+        elif all(m["zero_signal_groups"] == 1 for m in self.recent):
+            solved = "the problems are all solved; nothing is left to learn from them"
+            alike = "all rollouts are alike; easier problems, a higher temperature or larger groups help"
+            reason = solved if self.recent[-1]["accuracy"] > 0.5 else alike
+            found["no signal"] = f"no group has had a signal for {steps} steps: {reason}"
+        if all(m["truncated"] > 0.9 for m in self.recent):
+            found["too long"] = (
+                f"more than 90 % of the answers have been cut off for {steps} steps: max_new_tokens is too small, "
+                "or the policy has forgotten how to end"
+            )
+        return found
+
+
+def collapsed(warning: str) -> bool:
+    """Whether a warning is about a run that will not recover, as opposed to one that has nothing left to learn."""
+    return "all solved" not in warning

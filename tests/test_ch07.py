@@ -1,0 +1,377 @@
+"""Chapter 7's functions: against enumeration, against REINFORCE, and every method on a problem with a known answer."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rfs_utils import ch07
+from rfs_utils.ch06 import group_advantages, policy_gradient_loss
+from rfs_utils.ch07 import KL_KINDS, METHODS, Method, compute_advantages, loss_total, policy_loss
+
+LENGTHS = torch.tensor([6, 3, 1, 4])
+MASK = (torch.arange(6) < LENGTHS[:, None]).float()
+ADVANTAGES = torch.tensor([1.2, -0.4, 0.3, -1.1])
+
+
+def random_logps(seed: int, scale: float = 1.0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return -scale * torch.rand(4, 6, generator=generator, dtype=torch.float64)
+
+
+def gradient(logps, old, ref, advantages, mask, method, **options) -> torch.Tensor:
+    logps = logps.clone().requires_grad_()
+    return torch.autograd.grad(policy_loss(logps, old, ref, advantages, mask, method, **options), logps)[0]
+
+
+def reinforce_gradient(advantages, mask, aggregate: str) -> torch.Tensor:
+    """-A times what one token weighs, written out for each rule of adding up."""
+    lengths = mask.sum(dim=1, keepdim=True)
+    weight = {
+        "sequence_sum": mask / len(mask),
+        "sequence_mean": mask / lengths / len(mask),
+        "token_mean": mask / mask.sum(),
+        "constant": mask / (len(mask) * mask.shape[1]),
+    }[aggregate]
+    return (-advantages[:, None] * weight).double()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_on_fresh_rollouts_every_loss_has_the_reinforce_gradient(name):
+    method, logps = METHODS[name], random_logps(0)
+    advantages = (ADVANTAGES > 0).float() if method.positives_only else ADVANTAGES
+    for old in (None, logps):
+        found = gradient(logps, old, None, advantages, MASK, method)
+        counted = MASK * (advantages > 0)[:, None] if method.positives_only else MASK
+        if method.positives_only:
+            expected = -(counted / counted.sum()).double()
+        else:
+            expected = reinforce_gradient(advantages, MASK, method.aggregate)
+        torch.testing.assert_close(found, expected)
+
+
+def test_the_default_is_chapter_6():
+    logps = random_logps(0).float().requires_grad_()
+    ours = torch.autograd.grad(policy_loss(logps, None, None, ADVANTAGES, MASK, METHODS["grpo"]), logps)
+    torch.testing.assert_close(ours, torch.autograd.grad(policy_gradient_loss(logps, ADVANTAGES, MASK), logps))
+
+
+@pytest.mark.parametrize("kl", [None, *KL_KINDS])
+@pytest.mark.parametrize("name", METHODS)
+def test_parts_of_a_step_add_up_to_the_whole(name, kl):
+    method = METHODS[name].changed(kl=kl, kl_coef=0.3 if kl else None)
+    logps, old, ref = (random_logps(seed) for seed in range(3))
+    advantages = (ADVANTAGES > 0).float() if method.positives_only else ADVANTAGES
+    total = loss_total(MASK, advantages, method)
+    whole = gradient(logps, old, ref, advantages, MASK, method)
+    parts = [slice(0, 1), slice(1, 3), slice(3, 4)]
+    found = [gradient(logps[p], old[p], ref[p], advantages[p], MASK[p], method, total=total) for p in parts]
+    torch.testing.assert_close(torch.cat(found), whole)
+    assert whole.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_padding_has_no_influence(name):
+    method = METHODS[name].changed(kl_coef=0.1)
+    logps, old, ref = (random_logps(seed) for seed in range(3))
+    whole = gradient(logps, old, ref, ADVANTAGES, MASK, method, total=7.0)
+    other = [x.where(MASK.bool(), torch.full_like(x, -50.0)) for x in (logps, old, ref)]
+    other[0] = other[0].where(MASK.bool(), torch.full_like(logps, -3.0))
+    torch.testing.assert_close(gradient(*other, ADVANTAGES, MASK, method, total=7.0), whole)
+    assert (whole[MASK == 0] == 0).all()
+
+
+@pytest.mark.parametrize("low, high", [(0.2, 0.2), (0.2, 0.28), (0.0, 0.5)])
+def test_clipping_removes_the_gradient_where_the_gain_would_be_and_nowhere_else(low, high):
+    ratio = torch.linspace(0.05, 3.05, 61, dtype=torch.float64)
+    ratio = ratio[((ratio - 1 + low).abs() > 1e-6) & ((ratio - 1 - high).abs() > 1e-6)]
+    for advantage in (-2.0, -0.5, 0.5, 2.0):
+        r = ratio.clone().requires_grad_()
+        a = torch.full_like(ratio, advantage)
+        (slope,) = torch.autograd.grad(ch07.clipped_objective(r, a, low, high).sum(), r)
+        for x, s in zip(ratio.tolist(), slope.tolist(), strict=True):
+            clipped = x > 1 + high if advantage > 0 else x < 1 - low
+            assert s == (0.0 if clipped else advantage), (x, advantage)
+        assert torch.equal(ch07.is_clipped(ratio, a, low, high), slope == 0)
+
+
+def test_the_two_cases_that_the_wrong_side_gets_wrong():
+    ratio = torch.tensor([0.3, 3.0], requires_grad=True)
+    ch07.clipped_objective(ratio, torch.tensor([-1.0, -1.0])).sum().backward()
+    assert ratio.grad.tolist() == [0.0, -1.0]
+
+
+def test_gspo_clips_whole_sequences_by_their_mean_ratio():
+    method = METHODS["gspo"]
+    old = random_logps(0)
+    logps = old + torch.tensor([[0.01], [-0.01], [0.0001], [0.01]])  # mean log-ratios; advantages + - + -
+    found = gradient(logps, old, None, ADVANTAGES, MASK, method)
+    assert (found[0] == 0).all() and (found[1] == 0).all(), "beyond the range on the side of the gain"
+    assert (found[2, :1] != 0).all() and (found[3, :4] != 0).all()
+
+
+def test_cispo_never_loses_a_gradient_and_caps_the_weight():
+    method = METHODS["cispo"]
+    old = random_logps(0)
+    logps = old + torch.tensor([[3.0], [0.5], [-2.0], [0.0]])
+    found = gradient(logps, old, None, ADVANTAGES, MASK, method)
+    weight = torch.tensor([3.0, 0.5, -2.0, 0.0]).exp().clamp(max=5.0)[:, None]
+    torch.testing.assert_close(found, (-weight * ADVANTAGES[:, None] * MASK / MASK.sum()).double())
+
+
+def test_truncated_importance_sampling_weighs_tokens_by_the_capped_ratio():
+    method = METHODS["tis"]
+    logps, sampler = random_logps(0), random_logps(1, scale=3.0)
+    found = gradient(logps, logps, None, ADVANTAGES, MASK, method, sampler_logps=sampler)
+    weight = (logps - sampler).exp().clamp(max=2.0)
+    torch.testing.assert_close(found, weight * reinforce_gradient(ADVANTAGES, MASK, "sequence_sum"))
+
+
+def test_the_off_policy_mask_drops_bad_rollouts_that_have_drifted():
+    old = random_logps(0)
+    logps = old - torch.tensor([[0.2], [0.2], [0.2], [0.05]])  # less likely by 0.2 a token, the last by 0.05
+    wide = replace(METHODS["off_policy_mask"], clip_low=10.0)
+    found = gradient(logps, old, None, ADVANTAGES, MASK, wide)
+    assert [bool(row.any()) for row in found] == [True, False, True, True], "the second: bad, and 0.2 away"
+
+
+# ---------------------------------------------------------------- advantages
+
+REWARDS = torch.tensor([[1.0, 0, 0, 0, 0.5], [1, 1, 1, 0, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]])
+GREEDY = torch.tensor([0.0, 1.0, 0.0, 1.0])
+
+
+def advantages_of(name: str, rewards=REWARDS, **options) -> torch.Tensor:
+    return compute_advantages(rewards, METHODS[name], greedy_rewards=GREEDY, **options)
+
+
+def test_grpo_advantages_are_chapter_6s():
+    assert torch.equal(advantages_of("grpo"), group_advantages(REWARDS))
+
+
+def test_rloo_is_dr_grpo_times_g_over_g_minus_1():
+    torch.testing.assert_close(advantages_of("rloo"), 5 / 4 * advantages_of("dr_grpo"))
+    by_hand = REWARDS[0, 0] - REWARDS[0, 1:].mean()
+    torch.testing.assert_close(advantages_of("rloo")[0, 0], by_hand)
+
+
+def test_remax_gives_nothing_to_a_sample_as_good_as_the_greedy_one():
+    found = advantages_of("remax")
+    assert found[0].tolist() == [1, 0, 0, 0, 0.5] and found[1].tolist() == [0, 0, 0, -1, -1]
+    assert (found[2:] == 0).all()
+
+
+def test_reinforce_pp_whitens_the_whole_batch():
+    found = advantages_of("reinforce_pp")
+    torch.testing.assert_close(found, (REWARDS - REWARDS.mean()) / (REWARDS.std() + 1e-4))
+    centred = REWARDS - REWARDS.mean(dim=1, keepdim=True)
+    torch.testing.assert_close(advantages_of("reinforce_pp_baseline"), centred / (centred.std() + 1e-4))
+
+
+def test_raft_keeps_what_was_rewarded():
+    assert torch.equal(advantages_of("raft"), (REWARDS > 0).float())
+
+
+def test_gdpo_standardises_each_reward_by_itself():
+    """A rare reward of small size counts as much as a common one of large size, which their sum would hide."""
+    big, small = torch.tensor([[1.0, 1, 0, 0]]), torch.tensor([[0.0, 0.01, 0, 0.01]])
+    both = torch.stack([big, small], dim=2)
+    summed = compute_advantages(both, METHODS["grpo"])
+    apart = compute_advantages(both, METHODS["gdpo"])
+    assert summed[0, 3] < -0.5 and abs(apart[0, 3]) < 0.05 and abs(apart[0, 0]) < 0.05
+    torch.testing.assert_close(apart[0, 1], -apart[0, 2])
+
+
+def test_negative_weight_touches_negative_advantages_only():
+    plain, ours = advantages_of("grpo"), advantages_of("asymmetric")
+    torch.testing.assert_close(ours, torch.where(plain < 0, 0.25 * plain, plain))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_permuting_a_group_permutes_its_advantages(name):
+    order = torch.tensor([3, 0, 4, 1, 2])
+    torch.testing.assert_close(advantages_of(name, REWARDS[:, order]), advantages_of(name)[:, order])
+
+
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce_pp_baseline"])
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 0.3])
+def test_a_group_of_equal_rewards_has_no_signal(name, value):
+    rewards = torch.tensor([[value] * 7, [0.0] * 3 + [1.0] * 4])
+    found = compute_advantages(rewards, METHODS[name])
+    assert (found[0] == 0).all() and (found[1] != 0).all()
+    logps = random_logps(0)
+    assert (gradient(logps, None, None, found[0, :4], MASK, METHODS[name]) == 0).all()
+
+
+def test_weights_of_several_rewards():
+    parts = torch.stack([REWARDS, REWARDS.flip(1)], dim=2)
+    weights = torch.tensor([2.0, 0.0])
+    torch.testing.assert_close(
+        compute_advantages(parts, METHODS["dr_grpo"], weights), compute_advantages(2 * REWARDS, METHODS["dr_grpo"])
+    )
+
+
+# ---------------------------------------------------------------- KL
+
+THETA = torch.tensor([0.9, 0.1, -0.7], dtype=torch.float64)
+REFERENCE = torch.log_softmax(torch.tensor([-0.4, 0.6, 0.1], dtype=torch.float64), dim=0)
+
+
+def kl_gradients(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Expected value of an estimate and expected gradient of it as a loss, enumerated over a three-token policy."""
+    theta = THETA.clone().requires_grad_()
+    logps = torch.log_softmax(theta, dim=0)
+    estimate = ch07.kl_estimate(logps, REFERENCE, kind)
+    probas = logps.exp().detach()
+    return (probas * estimate).sum().detach(), torch.autograd.grad((probas * estimate).sum(), theta)[0]
+
+
+def exact_kl(forward: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    theta = THETA.clone().requires_grad_()
+    logps = torch.log_softmax(theta, dim=0)
+    kl = (REFERENCE.exp() * (REFERENCE - logps)).sum() if forward else (logps.exp() * (logps - REFERENCE)).sum()
+    return kl.detach(), torch.autograd.grad(kl, theta)[0]
+
+
+def test_k1_and_k3_are_unbiased_and_k2_is_not():
+    exact = exact_kl()[0]
+    for kind in ("k1", "k3", "ratio_k3"):
+        torch.testing.assert_close(kl_gradients(kind)[0], exact)
+    assert abs(kl_gradients("k2")[0] - exact) > 0.01
+
+
+def test_gradients_of_kl_losses_are_those_that_the_chapter_says():
+    torch.testing.assert_close(kl_gradients("k1")[1], torch.zeros(3, dtype=torch.float64))
+    torch.testing.assert_close(kl_gradients("k2")[1], exact_kl()[1])
+    torch.testing.assert_close(kl_gradients("ratio_k3")[1], exact_kl()[1])
+    torch.testing.assert_close(kl_gradients("k3")[1], exact_kl(forward=True)[1])
+
+
+def test_the_kl_term_enters_the_loss_with_its_strength():
+    logps, ref = random_logps(0), random_logps(1)
+    zero = torch.zeros(4)
+    for kind in KL_KINDS:
+        method = Method(kl_coef=0.3, kl=kind)
+        found = policy_loss(logps, None, ref, zero, MASK, method)
+        torch.testing.assert_close(found, 0.3 * (ch07.kl_estimate(logps, ref, kind) * MASK).sum() / 4)
+    with pytest.raises(ValueError, match="unknown KL estimate 'k4': known are k1, k2, k3"):
+        ch07.kl_estimate(logps, ref, "k4")
+
+
+# ---------------------------------------------------------------- a bandit
+
+
+@pytest.mark.parametrize("updates", [1, 3])
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_solves_a_bandit(name, updates):
+    """Two answers of one token, the second one right; the policy starts with a preference for the wrong one."""
+    method = METHODS[name]
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.tensor([0.5, -0.5], requires_grad=True)
+    optimizer = torch.optim.Adam([theta], lr=0.05)
+    mask = torch.ones(32, 1)
+    for _ in range(150):
+        logp = torch.log_softmax(theta.detach(), 0)
+        arms = torch.multinomial(logp.exp(), 32, replacement=True, generator=generator)
+        rewards = (arms == 1).float().view(4, 8)
+        greedy = torch.full((4,), float(logp.argmax()))
+        if method.separate_rewards:
+            rewards = torch.stack([rewards, torch.zeros_like(rewards)], dim=2)
+        advantages = compute_advantages(rewards, method, greedy_rewards=greedy).flatten()
+        old = logp[arms][:, None]
+        for _ in range(updates if advantages.any() else 0):
+            logps = torch.log_softmax(theta, 0)[arms][:, None]
+            loss = policy_loss(logps, old, None, advantages, mask, method, sampler_logps=old)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert torch.softmax(theta, 0)[1] > 0.95
+
+
+# ---------------------------------------------------------------- the rest
+
+
+def test_moving_average_and_its_bad_input():
+    assert ch07.moving_average([1, 2, 3, 6], 2) == [1, 1.5, 2.5, 4.5]
+    assert ch07.moving_average([1, 2, 3], 1) == [1, 2, 3]
+    assert ch07.moving_average([1, 3], 10) == [1, 2]
+    with pytest.raises(ValueError, match="window must be at least 1"):
+        ch07.moving_average([1], 0)
+
+
+def test_entropy_and_log_prob_of_a_sequence(model):
+    ids = torch.randint(0, 512, (9,), generator=torch.Generator().manual_seed(0))
+    logp, entropy = ch07.sequence_logprob_and_entropy(model, ids, 4)
+    with torch.no_grad():
+        logps = model(ids[None])[0].log_softmax(-1)
+    torch.testing.assert_close(logp, sum(logps[t - 1, ids[t]] for t in range(4, 9)))
+    expected = torch.distributions.Categorical(logits=logps[3:8]).entropy().mean()
+    torch.testing.assert_close(entropy, expected)
+
+
+def test_advantage_stats():
+    stats = ch07.compute_advantage_stats(torch.tensor([[1.0, -1.0], [0.0, 0.0]]))
+    assert stats["zero_signal_groups"] == 0.5 and stats["adv_max"] == 1 and stats["adv_avg"] == 0
+
+
+@pytest.mark.parametrize(
+    "text, reward",
+    [
+        (r"<think>7+5=12</think> \boxed{12}", 1.0),
+        ("<think>\n7+5=12\n</think>\n\n\\boxed{12}<|endoftext|>", 1.0),
+        (r"  <think></think>12", 1.0),
+        (r"\boxed{12}", 0.0),
+        (r"<think>7+5=12 \boxed{12}", 0.0),
+        (r"7+5=12</think> \boxed{12}", 0.0),
+        (r"</think>a<think>\boxed{12}", 0.0),
+        (r"<think>a</think>b</think>\boxed{12}", 0.0),
+        (r"<think>a</think><think>b</think>\boxed{12}", 0.0),
+        (r"well <think>a</think>\boxed{12}", 0.0),
+        ("<think>a</think>", 0.0),
+        ("<think>a</think>  <|im_end|>", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_reward_format(text, reward):
+    assert ch07.reward_format(text) == reward
+
+
+def test_reward_format_of_hostile_text_takes_no_time():
+    import time
+
+    started = time.perf_counter()
+    for text in ("<think>" * 100_000, "<think>" + "<" * 500_000 + "</think>", "<think>" + "a</think>" * 50_000):
+        assert ch07.reward_format(text) == 0.0
+    assert time.perf_counter() - started < 2
+
+
+def test_soft_overlong_penalty():
+    lengths = torch.tensor([1, 80, 84, 88, 96])
+    assert ch07.soft_overlong_penalty(lengths, 96, 16).tolist() == [0, 0, -0.25, -0.5, -1]
+
+
+def test_a_table_of_differences_names_every_method_apart():
+    rows = [tuple(sorted(method.differences().items())) for method in METHODS.values()]
+    assert len(set(rows)) == len(rows) and METHODS["grpo"].differences() == {}
+
+
+def test_curves_of_runs_become_panels_with_bands(tmp_path):
+    paths = []
+    for seed in range(2):
+        paths.append(tmp_path / f"{seed}.csv")
+        rows = [f"{step},{step / 10 + seed},{5 * step},{'' if step % 2 else 0.5}" for step in range(1, 9)]
+        paths[-1].write_text("step,reward_avg,avg_response_len,eval_accuracy\n" + "\n".join(rows) + "\n")
+    fig = ch07.plot_grpo_metrics({"two seeds": paths, "one": paths[0]}, window=1)
+    assert [ax.get_title(loc="left") for ax in fig.axes] == [
+        "Mean reward", "Response length (tokens)", "Held-out accuracy",
+    ]  # fmt: skip
+    assert len(fig.axes[0].lines) == 2 and len(fig.axes[0].collections) == 1
+    assert fig.axes[0].lines[0].get_ydata()[0] == pytest.approx(0.6)
+    assert list(fig.axes[2].lines[0].get_xdata()) == [2, 4, 6, 8]
+    with pytest.raises(ValueError, match="has no column entropy"):
+        ch07.plot_grpo_metrics(paths[0], ["entropy"])
+
+
+def test_evaluations_are_drawn_as_they_are():
+    table = {"step": list(range(9)), "eval_accuracy": [0.0, *[None] * 3, 0.5, *[None] * 3, 1.0]}
+    assert ch07.steps_and_values(table, "eval_accuracy", 5) == {0: 0.0, 4: 0.5, 8: 1.0}

@@ -1,0 +1,65 @@
+"""Methods side by side: the runs, the file, and the arithmetic of the table."""
+
+import math
+
+import pytest
+
+from rfs_utils import compare
+from rfs_utils.cli import main
+from rfs_utils.compare import COLUMNS, at_seconds, mean_and_interval, short_run, summarise
+
+FAST = {"steps": 2, "prompts_per_step": 2, "num_rollouts": 2, "max_new_tokens": 12, "eval_every": 1}
+
+
+def test_a_short_run_returns_the_columns_of_a_log():
+    run = short_run(num_problems=5, **FAST)
+    assert run["step"] == [0, 1, 2] and run["seconds"][0] == 0 < run["seconds"][1] < run["seconds"][2]
+    assert run["reward_avg"][0] is None and all(v is not None for v in run["eval_accuracy"])
+
+
+def test_a_comparison_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(compare, "short_run", lambda **settings: calls.append(settings) or {
+        "step": [0, 2], "seconds": [0.0, 3.0], "eval_accuracy": [0.1, 0.5], "eval_tokens": [7.0, 9.0],
+        "reward_avg": [None, 0.4],
+    })  # fmt: skip
+    path = str(tmp_path / "c.csv")
+    command = ["compare", "--methods", "grpo,rloo", "--seeds", "2", "--steps", "2", "--csv", path]
+    assert main(command) == 0 and len(calls) == 4
+    assert [(c["method"], c["seed"]) for c in calls] == [("grpo", 0), ("rloo", 0), ("grpo", 1), ("rloo", 1)]
+    assert main(["compare", "--methods", "grpo,rloo", "--seeds", "3", "--steps", "2", "--csv", path]) == 0
+    assert len(calls) == 6, "only the third seed is new"
+    assert "50.0% ±  0.0" in capsys.readouterr().out
+
+
+def test_bad_comparisons_are_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    for arguments, message in (
+        (["--methods", "grpo,pppo"], "unknown method 'pppo'"),
+        (["--csv", "other.csv"], "other.csv is not the CSV of a comparison"),
+        (["--seeds", "0"], "seeds must be at least 1"),
+    ):
+        assert main(["compare", *arguments]) == 2
+        err = capsys.readouterr().err
+        assert message in err and len(err.strip().splitlines()) == 1
+
+
+def test_intervals_are_students():
+    mean, half = mean_and_interval([1.0, 2.0, 3.0])
+    assert mean == 2 and half == pytest.approx(4.303 / math.sqrt(3), rel=1e-3)
+    assert mean_and_interval([0.5]) == (0.5, math.inf)
+
+
+def test_equal_seconds_are_interpolated(tmp_path):
+    rows = [{"seconds": s, "accuracy": a} for s, a in (("0", "0.0"), ("10", "0.5"), ("20", "0.7"))]
+    assert at_seconds(rows, 5) == pytest.approx(0.25) and at_seconds(rows, 15) == pytest.approx(0.6)
+    assert at_seconds(rows, 20) == pytest.approx(0.7)
+    lines = [",".join(COLUMNS)]
+    for method, seconds in (("quick", 10), ("slow", 20)):
+        lines += [f"{method},0,0,0,0,0.0,7,", f"{method},0,5,99,{seconds},0.8,30,0.5"]
+    (tmp_path / "c.csv").write_text("\n".join(lines) + "\n")
+    table = summarise(tmp_path / "c.csv")
+    assert "equal seconds (10)" in table
+    slow = next(line for line in table.splitlines() if line.startswith("slow"))
+    assert "80.0%" in slow and "40.0%" in slow

@@ -1,0 +1,80 @@
+"""The page of a run and the rollouts on the terminal: what a model wrote must stay text."""
+
+import json
+from html.parser import HTMLParser
+
+import pytest
+
+from rfs_utils.cli import main
+from rfs_utils.page import curve, format_samples_text, write_page
+
+ATTACK = "</pre><script>alert(1)</script><img src=x onerror=alert(1)>"
+
+
+def record(step=1, advantage=1.0, tokens=("a", "b"), **changes) -> dict:
+    return {
+        "step": step, "problem": "1 < 2?", "answer": "3", "reward": 1.0, "advantage": advantage,
+        "tokens": list(tokens), "logps": [-0.1] * len(tokens), **changes,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rows = [f"{step},{step / 10},{'' if step % 2 else 0.5},{100 * step}" for step in range(1, 6)]
+    (tmp_path / "metrics.csv").write_text("step,reward_avg,eval_accuracy,tokens_per_second\n" + "\n".join(rows) + "\n")
+    records = [record(), record(5, -0.5, [ATTACK, "'\"&"], problem=ATTACK, answer=ATTACK)]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    return tmp_path
+
+
+class Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.attributes = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, *attr) for attr in attrs]
+
+
+def test_the_page_is_one_file_and_shows_model_output_as_text(folder):
+    html = write_page(folder).read_text()
+    page = Tags()
+    page.feed(html)
+    assert page.tags.count("script") == 1 and "img" not in page.tags
+    assert not [a for a in page.attributes if a[1] in ("src", "href") or a[1].startswith("on")]
+    assert "http" not in html.replace("http-equiv", ""), "nothing from outside"
+    assert html.count("&lt;script&gt;alert(1)") == 3
+    assert page.tags.count("figure") == 3 and page.tags.count("article") == 2
+    assert "This run is not finished" in html
+
+
+def test_a_curve_copes_with_gaps_and_constants():
+    assert curve([1, 2], [None, None], "t", "a") == ""
+    assert "<circle" in curve([1], [0.0], "t", "a")
+    assert "nan" not in curve([1, 2, 3], [0.5, float("nan"), 0.5], "t", "a")
+
+
+def test_samples_on_the_terminal(folder, capsys):
+    assert main(["samples", str(folder), "--step", "1"]) == 0
+    assert "advantage +1.00" in capsys.readouterr().out
+    assert main(["samples", str(folder), "--html"]) == 0
+    assert "report.html" in capsys.readouterr().out
+
+
+def test_samples_come_best_first_and_bad_steps_are_named():
+    records = [record(2, -1.0), record(2, 2.0), record(1)]
+    text = format_samples_text(records)
+    assert text.index("+2.00") < text.index("-1.00") and "step 1" not in text
+    with pytest.raises(ValueError, match="no rollouts were kept at step 7: there are those of 1, 2"):
+        format_samples_text(records, 7)
+    with pytest.raises(ValueError, match="kept no rollouts"):
+        format_samples_text([])
+
+
+@pytest.mark.parametrize("command", [["samples", "nowhere"], ["samples", "nowhere", "--html"], ["plot", "nowhere"]])
+def test_a_folder_that_is_no_run_is_one_sentence(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(command) == 2
+    err = capsys.readouterr().err
+    assert "nowhere" in err and len(err.strip().splitlines()) == 1
