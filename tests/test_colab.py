@@ -1,4 +1,7 @@
-"""Each notebook opens alone, as in Colab: an empty folder, an environment with torch and Jupyter only."""
+"""Each notebook runs alone, as in Colab: an empty folder, an environment with torch and Jupyter only.
+
+nbval executes it there, so that the stored outputs are compared at the same time.
+"""
 
 import os
 import shutil
@@ -11,6 +14,8 @@ from notebooks import ROOT, all_notebooks
 
 PINS = (ROOT / "requirements.txt").read_text().split()
 TORCH = next(pin for pin in PINS if pin.startswith("torch=="))
+# The versions that made the stored outputs; a URI, because pip splits the variable at blanks.
+PINNED = {"PIP_CONSTRAINT": (ROOT / "requirements.txt").as_uri()}
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +24,8 @@ def bare_environment(tmp_path_factory):
     folder = tmp_path_factory.mktemp("colab")
     venv.create(folder / "venv", with_pip=True)
     python = folder / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    subprocess.run([python, "-m", "pip", "install", "-q", TORCH, "jupyterlab", "nbconvert"], check=True)
+    install = [python, "-m", "pip", "install", "-q", TORCH, "jupyterlab", "pytest", "nbval"]
+    subprocess.run(install, check=True, env=os.environ | PINNED)
     wheel = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder / "wheel"), str(ROOT)]
     subprocess.run(wheel, check=True)
     return python, next((folder / "wheel").glob("*.whl"))
@@ -32,10 +38,10 @@ def test_notebook_runs_alone(path, bare_environment, tmp_path):
     torch_version = [python, "-c", "import torch; print(torch.__version__, torch.__file__)"]
     before = subprocess.run(torch_version, check=True, capture_output=True, text=True).stdout
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
-    command = [python, "-m", "nbconvert", "--execute", "--to", "notebook", "--stdout", path.name]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment | {"RFS_SOURCE": str(wheel)}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    environment |= PINNED | {"RFS_SOURCE": str(wheel)}
+    options = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=900", "-p", "no:cacheprovider", "-q"]
+    command = [python, "-m", "pytest", *options, path.name]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:]
     assert subprocess.run(torch_version, check=True, capture_output=True, text=True).stdout == before
     assert [p.name for p in tmp_path.iterdir()] == [path.name], "a notebook leaves nothing beside itself"
