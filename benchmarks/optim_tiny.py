@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rfs_utils.config import TrainConfig  # noqa: E402
 from rfs_utils.data import generate_tiny_problems  # noqa: E402
 from rfs_utils.evaluate import evaluate_model  # noqa: E402
-from rfs_utils.learner import Learner  # noqa: E402
+from rfs_utils.learner import Learner, training_problems  # noqa: E402
 from rfs_utils.models import load_model_and_tokenizer  # noqa: E402
 from rfs_utils.optim import OPTIMIZERS  # noqa: E402
 
@@ -28,9 +28,8 @@ from rfs_utils.optim import OPTIMIZERS  # noqa: E402
 def run(config: TrainConfig, held_out: list[dict]) -> dict:
     """Train with one optimiser and seed; accuracy and mean response length on held-out problems."""
     model, tokenizer = load_model_and_tokenizer(config.model, "cpu")
-    problems = generate_tiny_problems(max(2000, config.steps * config.prompts_per_step), "train", seed=config.seed)
     torch.manual_seed(config.seed)
-    learner = Learner(config, model, tokenizer, problems)
+    learner = Learner(config, model, tokenizer, training_problems(config))
     for _ in range(config.steps):
         metrics = learner.step()
     result = evaluate_model(model, tokenizer, held_out, "cpu", max_new_tokens=config.max_new_tokens)

@@ -12,7 +12,7 @@ from pathlib import Path
 from .config import TrainConfig
 from .data import generate_tiny_problems
 from .evaluate import evaluate_model
-from .learner import Learner
+from .learner import Learner, training_problems
 from .models import load_model_and_tokenizer
 
 COLUMNS = ("method", "seed", "step", "rollouts", "seconds", "accuracy", "tokens", "reward")
@@ -30,9 +30,8 @@ def short_run(num_problems: int = 200, **settings) -> dict[str, list[float | Non
     """
     config = TrainConfig(**settings)
     model, tokenizer = load_model_and_tokenizer(config.model, "cpu")
-    problems = generate_tiny_problems(max(2000, config.steps * config.prompts_per_step), "train", seed=config.seed)
     held_out = generate_tiny_problems(num_problems, "test", seed=0)
-    learner = Learner(config, model, tokenizer, problems)
+    learner = Learner(config, model, tokenizer, training_problems(config))
     rows: list[dict] = []
     seconds = 0.0
     for step in range(config.steps + 1):

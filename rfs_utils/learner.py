@@ -15,6 +15,7 @@ import torch
 from . import parallel
 from .ch07 import compute_advantages, importance_ratio, is_clipped, kl_estimate, loss_total, policy_loss
 from .config import TrainConfig
+from .data import generate_tiny_problems, problem_set
 from .experience import Experience, collect, has_signal, join_experience
 from .lean import (
     DTYPES,
@@ -46,11 +47,19 @@ def make_plan(config: TrainConfig, model: Qwen3Model, device: torch.device) -> M
     )
 
 
+def training_problems(config: TrainConfig) -> list[dict]:
+    """The problems that `config.data` names; of the generated ones as many as the run needs, 2,000 at least."""
+    if config.data == "tiny":
+        return generate_tiny_problems(max(2000, config.steps * config.prompts_per_step), "train", seed=config.seed)
+    return problem_set(config.data)
+
+
 class Problems:
     """An endless stream of problems: each pass over them in another order, decided by the seed. `cursor` is saved."""
 
     def __init__(self, problems: list[dict], seed: int, cursor: int = 0):
         self.problems, self.seed, self.cursor = problems, seed, cursor
+        self.epoch, self.order = -1, []
 
     def next(self, count: int) -> list[dict]:
         """The next problems."""
@@ -60,14 +69,10 @@ class Problems:
 
     def _at(self, position: int) -> dict:
         epoch, index = divmod(position, len(self.problems))
-        return self.problems[self._order(epoch)[index]]
-
-    def _order(self, epoch: int) -> list[int]:
-        if getattr(self, "_epoch", None) != epoch:
-            order = list(range(len(self.problems)))
-            random.Random(f"{self.seed} {epoch}").shuffle(order)
-            self._epoch, self._shuffled = epoch, order
-        return self._shuffled
+        if epoch != self.epoch:
+            self.epoch, self.order = epoch, list(range(len(self.problems)))
+            random.Random(f"{self.seed} {epoch}").shuffle(self.order)
+        return self.problems[self.order[index]]
 
 
 class Learner:
@@ -80,7 +85,6 @@ class Learner:
         tokenizer: Qwen3Tokenizer,
         problems: list[dict],
         device: torch.device | str = "cpu",
-        plan: MemoryPlan | None = None,
     ):
         config.check()
         if config.prompts_per_step < parallel.world_size():
@@ -89,7 +93,7 @@ class Learner:
                 f"got {config.prompts_per_step}"
             )
         self.config, self.model, self.tokenizer, self.device = config, model, tokenizer, torch.device(device)
-        self.plan = plan or make_plan(config, model, self.device)
+        self.plan = make_plan(config, model, self.device)
         if config.memory == "low":
             return_freed_memory()
         cast_weights(model, self.plan.dtype)
@@ -111,13 +115,12 @@ class Learner:
         greedy = None if batch.greedy_rewards is None else batch.greedy_rewards.cpu()
         gathered = parallel.gather((batch.parts.cpu(), batch.rewards.cpu(), greedy))
         self.advantages = advantages = self.compute_advantages(gathered)
-        metrics = self.update(batch, advantages.flatten())
+        updates = self.update(batch, advantages.flatten())
         parts, rewards, _ = (x if x[0] is None else torch.cat(x) for x in zip(*gathered, strict=True))
         sums = parallel.gather(self.sums(batch))
         totals = {name: sum(part[name] for part in sums) for name in sums[0]}
         seconds = time.perf_counter() - started
         return {
-            "loss": metrics.pop("loss"),
             "reward_avg": rewards.mean().item(),
             "avg_response_len": totals["tokens"] / rewards.numel(),
             "reward_std": rewards.std().item(),
@@ -125,7 +128,7 @@ class Learner:
             "truncated": totals["truncated"] / rewards.numel(),
             "entropy": -totals["logps"] / totals["tokens"],
             "zero_signal_groups": 1 - has_signal(parts).float().mean().item(),
-            **metrics,
+            **updates,
             **self.reward_metrics(parts),
             "tokens_per_second": totals["tokens"] / seconds,
         }
@@ -191,9 +194,10 @@ class Learner:
         rows = (counted if method.kl_coef else counted & (advantages != 0)).nonzero().squeeze(1)
         mask = rollouts.mask * counted[:, None]
         total = max(1.0, sum(parallel.gather(loss_total(mask, advantages, method, config.max_new_tokens))))
-        metrics = {"loss": 0.0, "grad_norm": 0.0, "clip_fraction": 0.0, "kl": None, "skipped_updates": 0}
+        lr = config.learning_rate(self.done)
+        metrics = {"loss": 0.0, "grad_norm": 0.0, "clip_fraction": 0.0, "kl": None, "skipped_updates": 0, "lr": lr}
         if sum(parallel.gather(len(rows))) == 0:
-            return metrics | {"lr": config.learning_rate(self.done)}
+            return metrics
         score = partial(
             rollout_logprobs, rollouts=rollouts, temperature=config.temperature, top_p=config.top_p,
             max_tokens=self.plan.max_tokens,
@@ -229,12 +233,12 @@ class Learner:
                 metrics["skipped_updates"] += 1
                 continue
             for group in self.optimizer.param_groups:
-                group["lr"] = config.learning_rate(self.done)
+                group["lr"] = lr
             self.optimizer.step()
             metrics |= {"loss": loss, "grad_norm": norm, "clip_fraction": clipped / max(1.0, tokens)}
             if ref_logps is not None:
                 metrics["kl"] = kl / max(1.0, tokens)
-        return metrics | {"lr": config.learning_rate(self.done)}
+        return metrics
 
     def state(self) -> dict:
         """What a checkpoint must hold besides weights, optimiser and random states."""

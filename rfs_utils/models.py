@@ -236,7 +236,7 @@ def save_model(
     """
     directory = Path(directory)
     if directory.exists() and not (directory / "config.json").is_file():
-        _check_new(directory, "and is not a model directory")
+        check_new(directory, "and is not a model directory")
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
@@ -255,9 +255,10 @@ def save_model(
     return directory
 
 
-def _check_new(directory: Path, reason: str) -> None:
+def check_new(directory: Path, reason: str, choice: str = "another folder") -> None:
+    """ValueError with the reason and what to choose instead, unless a directory is empty or does not exist."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ValueError(f"{directory} exists {reason}; choose another folder")
+        raise ValueError(f"{directory} exists {reason}; choose {choice}")
 
 
 def export_model(source: str | Path, directory: str | Path, which_model: str | Path | None = None) -> Path:
@@ -267,7 +268,7 @@ def export_model(source: str | Path, directory: str | Path, which_model: str | P
     says what was trained. Raises ValueError for anything else, and when `directory` holds something already.
     """
     source, directory = Path(source), Path(directory)
-    _check_new(directory, "already and is not empty")
+    check_new(directory, "already and is not empty")
     if source.is_file():
         if which_model is None:
             raise ValueError(f"{source} holds weights only; say with --model which model they belong to")

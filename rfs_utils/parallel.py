@@ -58,12 +58,6 @@ def share(value):
     return gather(value)[0]
 
 
-def barrier() -> None:
-    """Wait for all processes."""
-    if dist.is_initialized():
-        dist.barrier()
-
-
 @torch.no_grad()
 def add_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Replace every gradient by the sum over all processes; a process without one adds zero."""

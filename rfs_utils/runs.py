@@ -22,7 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .checkpoints import load_weights
-from .models import save_model
+from .download import replace_file
+from .models import check_new, save_model
 from .qwen3 import Qwen3Model
 from .tokenizer import Qwen3Tokenizer
 
@@ -31,8 +32,7 @@ def make_run_folder(out: str | None, name: str) -> Path:
     """A new, empty folder: `out`, or the next free name under runs/. Never one that holds something."""
     if out is not None:
         folder = Path(out)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"{folder} exists already and is not empty; choose another --out, or --resume {folder}")
+        check_new(folder, "already and is not empty", f"another --out, or --resume {folder}")
     else:
         number = 1
         folder = Path("runs") / name
@@ -47,16 +47,8 @@ def make_run_folder(out: str | None, name: str) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name, make sure it is on the disk, and rename it: a reader never sees half."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write a text file, whole or not at all."""
+    replace_file(path, text.encode())
 
 
 def write_json(path: Path, content: dict | list) -> None:

@@ -6,6 +6,7 @@ A run is a `Learner`, which knows how to do a step, with evaluation, logs, check
 import sys
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from .config import TrainConfig, format_config, read_config
 from .data import HARDER_LEVELS, generate_tiny_problems, problem_set
 from .evaluate import Evaluation, evaluate_model
 from .lean import cache_bytes_per_token
-from .learner import Learner
+from .learner import Learner, training_problems
 from .models import get_device, load_model_and_tokenizer, save_model
 from .page import write_page
 from .plots import plot_training, read_metrics, save_figure
@@ -50,9 +51,9 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> dict:
     folder = Path(parallel.share(str(make_run_folder(config.out, name)) if parallel.rank() == 0 else None))
     if parallel.rank() == 0:
         write_text(folder / "config.toml", format_config(config))
-        write_json(folder / "before.json", held_out.summary(learner))
-    else:
-        held_out.summary(learner)
+    before = held_out.summary(learner)
+    if parallel.rank() == 0:
+        write_json(folder / "before.json", before)
     return Run(learner, held_out, folder, report).go()
 
 
@@ -84,14 +85,8 @@ def prepare(config: TrainConfig) -> tuple[Learner, "HeldOut"]:
     """The learner and the held-out problems that a config asks for."""
     device = torch.device("cpu") if config.model.startswith("tiny") else get_device()
     model, tokenizer = load_model_and_tokenizer(config.model, device)
-    needed = config.steps * config.prompts_per_step
-    if config.data == "tiny":
-        problems = generate_tiny_problems(max(2000, needed), "train", seed=config.seed)
-    else:
-        problems = problem_set(config.data)
     torch.manual_seed(config.seed)
-    learner = Learner(config, model, tokenizer, problems, device)
-    return learner, HeldOut(config)
+    return Learner(config, model, tokenizer, training_problems(config), device), HeldOut(config)
 
 
 class HeldOut:
@@ -200,21 +195,27 @@ class Run:
                     number = 2 if learner.done == stop_after else request.number
                     number = next((n for n in parallel.gather(number) if n is not None), None)
                     if number is not None and learner.done < config.steps:
-                        self.checkpoint(must=True)
+                        with self.writing():
+                            self.checkpoint(must=True)
                         raise RunStopped(self.folder, learner.done, number)
                     if config.checkpoint_every and learner.done % config.checkpoint_every == 0:
                         self.checkpoint()
-            if self.saved != learner.done:
-                self.checkpoint()
+            self.checkpoint()
             return self.finish(ended_early)
+        finally:
+            bar.close()
+
+    @contextmanager
+    def writing(self):
+        """End the run with one sentence when its folder cannot be written."""
+        try:
+            yield
         except OSError as error:
             left = f"the checkpoint of step {self.saved} is whole" if self.saved else "there is no checkpoint yet"
             raise RunFailed(
                 f"cannot write to {self.folder}: {error.strerror or error}; {left}; "
                 f"make room and go on with: rfs train --resume {self.folder}"
             ) from None
-        finally:
-            bar.close()
 
     def check_skipped(self, metrics: dict) -> None:
         """Stop when gradients keep being infinite or not a number."""
@@ -239,13 +240,8 @@ class Run:
             "seconds": self.seconds,
         }
         if self.is_main:
-            append_csv_metrics(self.folder / "metrics.csv", step, config.steps, **metrics)
-            if due or step == 1:
-                append_lines(self.folder / "samples.jsonl", sample_records(learner))
-            if self.board is not None:
-                for name, value in metrics.items():
-                    if value is not None:
-                        self.board.add_scalar(name, value, step)
+            with self.writing():
+                self.write_step(metrics, with_samples=due or step == 1)
         bar.set_postfix(
             reward=f"{metrics['reward_avg']:.2f}", right=f"{metrics['accuracy']:.0%}",
             tokens=f"{metrics['avg_response_len']:.0f}", speed=f"{metrics['tokens_per_second']:.0f} tok/s",
@@ -254,11 +250,22 @@ class Run:
             self.best = [result.accuracy, step]
             self.checkpoint()
 
+    def write_step(self, metrics: dict, with_samples: bool) -> None:
+        """Add a step to the logs."""
+        step = self.learner.done
+        append_csv_metrics(self.folder / "metrics.csv", step, self.config.steps, **metrics)
+        if with_samples:
+            append_lines(self.folder / "samples.jsonl", sample_records(self.learner))
+        if self.board is not None:
+            for name, value in metrics.items():
+                if value is not None:
+                    self.board.add_scalar(name, value, step)
+
     def checkpoint(self, must: bool = False) -> None:
-        """Save everything; a failure is reported and the run goes on, unless it `must` be saved."""
-        if not self.is_main:
-            return
+        """Save everything, once a step; a failure is reported and the run goes on, unless it `must` be saved."""
         learner, step = self.learner, self.learner.done
+        if not self.is_main or self.saved == step:
+            return
         state = {**learner.state(), "seconds": self.seconds, "best": self.best}
         try:
             save_run_checkpoint(self.folder, step, learner.model, learner.tokenizer, learner.optimizer, state)
@@ -298,11 +305,12 @@ class Run:
             {"problem": p["problem"], "answer": p["answer"], "before": b, "after": a}
             for p, b, a in zip(problems, before["responses"], after["responses"], strict=True)
         ]
-        write_json(folder / "result.json", result)
-        write_json(folder / "examples.json", examples)
-        save_figure(plot_training(read_metrics(folder / "metrics.csv")), folder / "curves.png")
-        save_model(learner.model, learner.tokenizer, folder / "model")
-        write_page(folder)
+        with self.writing():
+            write_json(folder / "result.json", result)
+            write_json(folder / "examples.json", examples)
+            save_figure(plot_training(read_metrics(folder / "metrics.csv")), folder / "curves.png")
+            save_model(learner.model, learner.tokenizer, folder / "model")
+            write_page(folder)
         self.report(format_report(before, after, len(self.held_out.problems), examples))
         self.report(
             f"\n{learner.done} steps took {self.seconds:.1f} s. Written to {folder}: report.html (open it in a "

@@ -4,6 +4,7 @@ import math
 from collections import deque
 
 PATIENCE = 20  # steps that must all look bad
+SOLVED = "the problems are all solved; nothing is left to learn from them"
 MAX_SKIPPED = 5  # updates in a row that may be skipped for a gradient that is not finite
 
 
@@ -41,9 +42,8 @@ class Watch:
                 "probably been destroyed by too large updates; lower the learning rate"
             )
         elif all(m["zero_signal_groups"] == 1 for m in self.recent):
-            solved = "the problems are all solved; nothing is left to learn from them"
             alike = "all rollouts are alike; easier problems, a higher temperature or larger groups help"
-            reason = solved if self.recent[-1]["accuracy"] > 0.5 else alike
+            reason = SOLVED if self.recent[-1]["accuracy"] > 0.5 else alike
             found["no signal"] = f"no group has had a signal for {steps} steps: {reason}"
         if all(m["truncated"] > 0.9 for m in self.recent):
             found["too long"] = (
@@ -55,4 +55,4 @@ class Watch:
 
 def collapsed(warning: str) -> bool:
     """Whether a warning is about a run that will not recover, as opposed to one that has nothing left to learn."""
-    return "all solved" not in warning
+    return SOLVED not in warning

@@ -4,11 +4,9 @@ import sys
 
 from rfs_utils import trainer
 from rfs_utils.cli import main
+from rfs_utils.data import generate_tiny_problems
 
-real = trainer.generate_tiny_problems
-trainer.generate_tiny_problems = lambda n, split, *args, **options: real(
-    min(n, 60 if split == "train" else 10), split, *args, **options
-)
+trainer.generate_tiny_problems = lambda n, *args, **options: generate_tiny_problems(min(n, 10), *args, **options)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from rfs_utils import trainer
 from rfs_utils.cli import main
 from rfs_utils.config import TrainConfig
+from rfs_utils.data import generate_tiny_problems
 from rfs_utils.learner import Learner, Problems
 from rfs_utils.models import save_model
 from rfs_utils.runs import checkpoint_steps
@@ -32,10 +33,8 @@ FAST = ["--steps", "2", "--prompts-per-step", "2", "--num-rollouts", "4", "--max
 @pytest.fixture(autouse=True)
 def small_evaluation(monkeypatch):
     """Ten held-out problems in place of hundreds: these tests are about files and messages."""
-    real = trainer.generate_tiny_problems
-    monkeypatch.setattr(
-        trainer, "generate_tiny_problems", lambda n, *a, **k: real(min(n, 60 if a[0] == "train" else 10), *a, **k)
-    )
+    few = lambda n, *args, **options: generate_tiny_problems(min(n, 10), *args, **options)  # noqa: E731
+    monkeypatch.setattr(trainer, "generate_tiny_problems", few)
 
 
 def run(tmp_path, monkeypatch, *arguments) -> int:
@@ -103,7 +102,7 @@ def test_a_trained_model_can_be_trained_on(tmp_path, monkeypatch):
 
 def small_learner(tokenizer, **settings) -> Learner:
     config = TrainConfig(**{"prompts_per_step": 2, "num_rollouts": 3, "max_new_tokens": 5, "lr": 0.1, **settings})
-    return Learner(config, random_model(), tokenizer, trainer.generate_tiny_problems(4, "train"))
+    return Learner(config, random_model(), tokenizer, generate_tiny_problems(4, "train"))
 
 
 def give_rewards(learner: Learner, *rewards: float) -> None:
@@ -396,14 +395,12 @@ def test_resuming_what_cannot_be_resumed_is_one_sentence(arguments, message, tmp
 # ---------------------------------------------------------------- several processes
 
 
-def torchrun(tmp_path, processes: int, *arguments) -> Path:
-    out = tmp_path / f"{processes} {len(list(tmp_path.iterdir()))}"
-    script = Path(__file__).with_name("small_run.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command += [str(script), "train", *FAST, *arguments, "--out", str(out)]
-    subprocess.run(command, check=True, timeout=240, env=environment, capture_output=True)
-    return out
+def torchrun(processes: int, script: Path, *arguments) -> None:
+    """A script on several processes of one thread each; what it wrote is in the error when it fails."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes, script]
+    done = subprocess.run([str(x) for x in (*command, *arguments)], timeout=240, capture_output=True, text=True,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 SAME_STEP = """
@@ -440,10 +437,7 @@ def test_two_processes_equal_one(settings, tmp_path):
     found = []
     for count in (1, 2):
         out = tmp_path / f"{count}.safetensors"
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        command += [str(tmp_path / "step.py"), str(out), repr(settings)]
-        subprocess.run(command, check=True, timeout=120, env=environment, capture_output=True)
+        torchrun(count, tmp_path / "step.py", out, repr(settings))
         found.append(load_file(out))
     one, two = found
     assert one["metric.grad_norm"] > 0 and one.keys() == two.keys()
@@ -453,7 +447,8 @@ def test_two_processes_equal_one(settings, tmp_path):
 
 
 def test_a_run_on_two_processes_can_be_resumed_on_one(tmp_path):
-    both = torchrun(tmp_path, 2, "--steps", "2")
+    both = tmp_path / "on two"
+    torchrun(2, Path(__file__).with_name("small_run.py"), "train", *FAST, "--steps", "2", "--out", both)
     config = both / "config.toml"
     config.write_text(config.read_text().replace("steps = 2", "steps = 3", 1))
     assert process("--resume", str(both)).wait(timeout=120) == 0
@@ -482,12 +477,8 @@ lean.sample_batch = uneven
 sys.exit(small_run.main())
 """
     (tmp_path / "job.py").write_text(script)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    arguments = ["train", *FAST, "--steps", "3", "--rewards", "uneven_rewards:uneven", "--out", str(tmp_path / "r")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, str(tmp_path / "job.py"), *arguments], timeout=120, env=environment, text=True,
-                          capture_output=True)  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
+    arguments = ["train", *FAST, "--steps", "3", "--rewards", "uneven_rewards:uneven", "--out", tmp_path / "r"]
+    torchrun(2, tmp_path / "job.py", *arguments)
     rows = rows_of(tmp_path / "r")
     assert len(rows) == 3 and all(row["zero_signal_groups"] == "0.500000" for row in rows)
     assert all(float(row["grad_norm"]) > 0 for row in rows)
