@@ -20,24 +20,7 @@ from functools import wraps
 from pathlib import Path
 
 import torch
-
-# The hundred-token prompt is counted in tokens, so the text itself does not matter.
-EXAMPLE = {"problem": "", "answer": "1"}
-
-
-class FixedPrompt:
-    """Stands for a tokenizer: every prompt is the same random ids, and no token ends a response."""
-
-    pad_token_id, eos_token_id = 0, -1
-
-    def __init__(self, prompt_tokens: int, vocab_size: int):
-        self.ids = torch.randint(1, vocab_size, (prompt_tokens,), generator=torch.Generator().manual_seed(0)).tolist()
-
-    def encode(self, prompt: str) -> list[int]:
-        return list(self.ids)
-
-    def decode(self, ids) -> str:
-        return ""
+from common import EXAMPLE, FixedPrompt
 
 
 class Clock:

@@ -5,13 +5,13 @@
     python benchmarks/step_speed.py --scaling --csv benchmarks/step_scaling.csv
 
 The work: a model of the tiny shape, one prompt, 8 rollouts of exactly 64 tokens (no end of sequence), random rewards,
-one AdamW step in float32. Contestants take turns in one process; a round compares medians, and the
-result is the median of the ratios. Packages that are not installed are left out. `--scaling` measures this engine
-alone, over rollouts, tokens and prompts, with the peak memory of a process of its own for each row.
+one AdamW step in float32. Contestants take turns, each in a process of its own; a round compares medians of their
+steps, and the result is the median of the rounds' ratios. Packages that are not installed are left out. `--scaling`
+measures this engine alone, over rollouts, tokens and prompts, with the peak memory of each process.
 """
 
 import argparse
-import csv
+import importlib.util
 import json
 import random
 import resource
@@ -23,26 +23,11 @@ import time
 from pathlib import Path
 
 import torch
+from common import EXAMPLE, FixedPrompt, write_rows
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-EXAMPLE = {"problem": "", "answer": "1"}
 WEIGHTS = Path(__file__).resolve().parent.parent / "rfs_utils" / "weights" / "tiny-base"
-
-
-class FixedPrompt:
-    """Stands for a tokenizer: every prompt is the same ids, and no token ends a response."""
-
-    pad_token_id, eos_token_id = 0, -1
-
-    def __init__(self, tokens: int):
-        self.ids = torch.randint(1, 256, (tokens,), generator=torch.Generator().manual_seed(0)).tolist()
-
-    def encode(self, prompt: str) -> list[int]:
-        return list(self.ids)
-
-    def decode(self, ids) -> str:
-        return ""
 
 
 def random_rewards(count: int) -> list[float]:
@@ -67,7 +52,7 @@ def make_ours(args):
 
     model, _ = load_model_and_tokenizer("tiny-base", "cpu")
     config = TrainConfig(prompts_per_step=args.prompts, num_rollouts=args.rollouts, max_new_tokens=args.tokens, lr=1e-5)
-    learner = Learner(config, model, FixedPrompt(args.prompt_tokens), [EXAMPLE])
+    learner = Learner(config, model, FixedPrompt(args.prompt_tokens, 256), [EXAMPLE])
     learner.rewards = {"accuracy": (lambda texts, examples, **info: random_rewards(len(texts)), 1.0)}
     return lambda count: timed(learner.step, count)
 
@@ -83,7 +68,7 @@ def make_book(args):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     rewards: list[float] = []
     ch06.reward_rlvr = lambda *_: rewards.pop()
-    tokenizer = FixedPrompt(args.prompt_tokens)
+    tokenizer = FixedPrompt(args.prompt_tokens, 256)
 
     def step():
         rewards[:] = random_rewards(args.rollouts)
@@ -102,7 +87,7 @@ def make_trl(args):
     from trl import GRPOConfig, GRPOTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(WEIGHTS)
-    prompt = tokenizer.decode(FixedPrompt(args.prompt_tokens).ids)
+    prompt = tokenizer.decode(FixedPrompt(args.prompt_tokens, 256).ids)
     folder = tempfile.mkdtemp()
 
     class Clock(TrainerCallback):
@@ -135,25 +120,35 @@ def make_trl(args):
 
 
 CONTESTANTS = {"ours": make_ours, "book": make_book, "trl": make_trl}
+PACKAGES = {"book": "reasoning_from_scratch", "trl": "trl"}
+
+
+def alone(args, name: str, **sizes: int) -> dict | None:
+    """A contestant's seconds and peak memory in a process of its own; None when its package is not installed."""
+    if name != "ours" and importlib.util.find_spec(PACKAGES[name]) is None:
+        return None
+    options = {"prompts": args.prompts, "rollouts": args.rollouts, "tokens": args.tokens, "steps": args.steps} | sizes
+    command = [sys.executable, __file__, "--one", name, "--prompt-tokens", args.prompt_tokens]
+    command += [x for option, value in options.items() for x in (f"--{option}", value)]
+    done = subprocess.run([str(x) for x in command], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def compare(args) -> list[dict]:
     """Rows of seconds a step by round and contestant; prints the ratios."""
-    runners = {}
-    for name, make in CONTESTANTS.items():
-        try:
-            runners[name] = make(args)
-            runners[name](1)  # warm up
-        except ImportError as error:
-            print(f"{name}: left out ({error})")
     rows = []
     for number in range(args.rounds):
-        for name, run in runners.items():
-            rows.append({"round": number, "contestant": name, "seconds": statistics.median(run(args.steps))})
-            print(f"round {number}  {name:5} {rows[-1]['seconds']:.4f} s", flush=True)
-    found = {name: [row["seconds"] for row in rows if row["contestant"] == name] for name in runners}
-    for name in found.keys() - {"ours"}:
-        ratios = [theirs / ours for theirs, ours in zip(found[name], found["ours"], strict=True)]
+        for name in CONTESTANTS:
+            found = alone(args, name)
+            if found is not None:
+                rows.append({"round": number, "contestant": name, **found})
+                print(rows[-1], flush=True)
+    seconds = {name: [row["seconds"] for row in rows if row["contestant"] == name] for name in CONTESTANTS}
+    for name in ("book", "trl"):
+        if not seconds[name]:
+            print(f"{name}: left out, {PACKAGES[name]} is not installed")
+            continue
+        ratios = [theirs / ours for theirs, ours in zip(seconds[name], seconds["ours"], strict=True)]
         print(
             f"{name} / ours: median {statistics.median(ratios):.1f} "
             f"({min(ratios):.1f} to {max(ratios):.1f} in {len(ratios)} rounds)"
@@ -167,10 +162,8 @@ def scaling(args) -> list[dict]:
     for prompts, rollouts, tokens in (
         (1, 8, 64), (1, 16, 64), (1, 32, 64), (1, 64, 64), (1, 8, 128), (1, 8, 256), (2, 8, 64), (4, 8, 64), (8, 8, 64),
     ):  # fmt: skip
-        sizes = ["--prompts", prompts, "--rollouts", rollouts, "--tokens", tokens, "--steps", args.steps]
-        command = [sys.executable, __file__, "--one", *map(str, sizes)]
-        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        rows.append({"prompts": prompts, "rollouts": rollouts, "tokens": tokens, **found})
+        sizes = {"prompts": prompts, "rollouts": rollouts, "tokens": tokens}
+        rows.append(sizes | alone(args, "ours", **sizes))
         print(rows[-1], flush=True)
     return rows
 
@@ -182,25 +175,22 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=1, help="prompts a step; the other contestants take one")
     parser.add_argument("--prompt-tokens", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=5, help="timed steps in a round")
+    parser.add_argument("--steps", type=int, default=9, help="timed steps in a round")
     parser.add_argument("--scaling", action="store_true")
-    parser.add_argument("--one", action="store_true", help="this engine once, as JSON")
+    parser.add_argument("--one", choices=CONTESTANTS, help="one contestant once, as JSON")
     parser.add_argument("--csv", type=Path)
     args = parser.parse_args()
     random.seed(0)
     if args.one:
-        run = make_ours(args)
-        run(1)
+        run = CONTESTANTS[args.one](args)
+        run(2)  # warms up
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         seconds = statistics.median(run(args.steps))
         print(json.dumps({"seconds": round(seconds, 4), "peak_mb": round(peak / 1e6)}))
         return
     rows = scaling(args) if args.scaling else compare(args)
     if args.csv:
-        with args.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(args.csv, rows)
 
 
 if __name__ == "__main__":

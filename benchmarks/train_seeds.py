@@ -4,13 +4,14 @@ python benchmarks/train_seeds.py --seeds 5 --csv benchmarks/train_seeds.csv [any
 """
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from statistics import mean, stdev
+
+from common import write_rows
 
 COLUMNS = (
     "accuracy_before", "accuracy_after", "tokens_before", "tokens_after", "harder_accuracy_before",
@@ -37,10 +38,7 @@ def main() -> None:
         spread = stdev(values) if len(values) > 1 else 0.0
         print(f"{column:24}{mean(values):9.3f}{min(values):9.3f}{max(values):9.3f}{spread:9.3f}")
     if args.csv:
-        with args.csv.open("w", newline="") as f:
-            writer = csv.DictWriter(f, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(args.csv, rows)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from .data import render_prompt
+from .decode import decoder
 from .grading import extract_final_candidate, grade_answer
 from .qwen3 import KVCache, Qwen3Model
 from .sampling import check_group, check_sampling, choose_token, top_p_filter
@@ -23,7 +24,7 @@ from .tokenizer import Qwen3Tokenizer
 
 # %% ../ch06/ch06.ipynb #ee7584fb
 def sample_tokens(
-    model: Qwen3Model,
+    model: Callable[..., torch.Tensor],
     logits: torch.Tensor,
     cache: KVCache,
     max_new_tokens: int,
@@ -106,7 +107,7 @@ def sample_batch(
     logits = model.logits(model.hidden_states(prompt_ids, cache, num_pad)[:, -1])
     cache.repeat(num_rollouts)
     tokens, logps, lengths = sample_tokens(
-        model, logits.repeat_interleave(num_rollouts, dim=0), cache,
+        decoder(model), logits.repeat_interleave(num_rollouts, dim=0), cache,
         max_new_tokens, tokenizer.eos_token_id, temperature, top_p, uniform,
     )  # fmt: skip
     return Rollouts(

@@ -20,7 +20,7 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimiser called `name`, one of OPTIMIZERS; "adamw" is torch's own, for float32 weights."""
     if name == "adamw":
-        return torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay)
+        return torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay, fused=True)
     if name not in OPTIMIZERS:
         raise ValueError(f"unknown optimizer {name!r}: known optimizers are {', '.join(OPTIMIZERS)}")
     rounding = "kahan" if name == "kahan" else "stochastic"

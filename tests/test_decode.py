@@ -1,0 +1,59 @@
+"""Sampling's own forward pass: the model's logits from fewer operations."""
+
+import pytest
+import torch
+from conftest import random_model
+
+from rfs_utils import decode
+from rfs_utils.decode import StackedDecoder, decoder
+from rfs_utils.qwen3 import KVCache
+
+
+def prefilled(model, ids, num_pad=None) -> KVCache:
+    cache = KVCache(model.cfg["n_layers"])
+    with torch.no_grad():
+        model(ids, cache=cache, num_pad=num_pad)
+    return cache
+
+
+@pytest.mark.parametrize("num_pad", [None, [0, 3, 5]])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
+def test_decoder_equals_the_model_token_by_token(num_pad, tied, dtype, tolerance):
+    model = random_model(tied=tied, dtype=dtype, n_heads=6)
+    ids = torch.randint(1, 512, (3, 9), generator=torch.Generator().manual_seed(0))
+    pad = None if num_pad is None else torch.tensor(num_pad)
+    caches = [prefilled(model, ids, pad) for _ in range(2)]
+    stacked = StackedDecoder(model)
+    for step in range(6):
+        new = ids[:, step : step + 1]
+        with torch.inference_mode():
+            plain, fast = (f(new, cache=cache) for f, cache in zip((model, stacked), caches, strict=True))
+        assert plain.dtype == fast.dtype and plain.std() > 0.1
+        torch.testing.assert_close(fast, plain, atol=tolerance, rtol=tolerance)
+        if step == 2:  # a row ends and leaves
+            ids = ids[[0, 2]]
+            for cache in caches:
+                cache.select(torch.tensor([0, 2]))
+
+
+def test_a_decoder_made_after_an_update_knows_the_new_weights(model):
+    ids = torch.randint(1, 512, (2, 4), generator=torch.Generator().manual_seed(0))
+    before = decoder(model)(ids[:, :1], cache=prefilled(model, ids))
+    with torch.no_grad():
+        model.trf_blocks[0].att.W_key.weight.mul_(-1)
+        expected = model(ids[:, :1], cache=prefilled(model, ids))
+    assert (before - expected).abs().max() > 1e-3
+    torch.testing.assert_close(decoder(model)(ids[:, :1], cache=prefilled(model, ids)), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_beyond_the_context_the_message_is_the_models():
+    model = random_model(context_length=4)
+    ids = torch.ones(1, 4, dtype=torch.long)
+    with pytest.raises(ValueError, match="5 tokens, but the model's context_length is 4"):
+        decoder(model)(ids[:, :1], cache=prefilled(model, ids))
+
+
+def test_a_large_model_is_not_copied(model, monkeypatch):
+    monkeypatch.setattr(decode, "STACK_BELOW", 1000)
+    assert decoder(model) is model
