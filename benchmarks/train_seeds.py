@@ -5,6 +5,7 @@ python benchmarks/train_seeds.py --seeds 5 --csv benchmarks/train_seeds.csv [any
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -13,10 +14,19 @@ from statistics import mean, stdev
 
 from common import write_rows
 
+from rfs_utils.plots import read_metrics
+
 COLUMNS = (
     "accuracy_before", "accuracy_after", "tokens_before", "tokens_after", "harder_accuracy_before",
-    "harder_accuracy_after", "seconds",
+    "harder_accuracy_after", "seconds", "seconds_to_95",
 )  # fmt: skip
+
+
+def seconds_to(accuracy: float, metrics: Path) -> float:
+    """Seconds of training until an evaluation on the 100 held-out problems first found this accuracy."""
+    table = read_metrics(metrics)
+    found = [s for s, value in zip(table["seconds"], table["eval_accuracy"], strict=True) if (value or 0) >= accuracy]
+    return found[0] if found else math.inf
 
 
 def main() -> None:
@@ -30,6 +40,7 @@ def main() -> None:
             command = [sys.executable, "-m", "rfs_utils.cli", "train", "--seed", str(seed), "--out", f"{folder}/run"]
             subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             result = json.loads((Path(folder) / "run" / "result.json").read_text())
+            result["seconds_to_95"] = seconds_to(0.95, Path(folder) / "run" / "metrics.csv")
         rows.append({"seed": seed, "steps": result["steps"], **{c: result[c] for c in COLUMNS}})
         print("  ".join(f"{name} {value:.4g}" for name, value in rows[-1].items()), flush=True)
     print(f"\n{'':24}{'mean':>9}{'min':>9}{'max':>9}{'st.dev.':>9}")
