@@ -166,6 +166,9 @@ class Run:
         self.learner.restore(state)
         self.seconds, self.best = state.get("seconds", 0.0), state.get("best", self.best)
         self.saved = state["step"] or None
+        self.skipped = state.get("skipped", 0)
+        if "watch" in state:
+            self.watch.restore(state["watch"])
         if self.is_main:
             for name in ("metrics.csv", "samples.jsonl"):
                 cut_log(self.folder / name, state["step"])
@@ -184,14 +187,16 @@ class Run:
                     started = time.perf_counter()
                     metrics = learner.step()
                     self.seconds += time.perf_counter() - started
-                    self.log(metrics, bar)
+                    # Before anything is saved, so that a checkpoint knows of its step.
                     warning = self.watch.check(metrics)
+                    self.skipped = self.skipped + 1 if metrics["skipped_updates"] else 0
+                    self.log(metrics, bar)
                     if warning:
                         self.report(f"step {learner.done}: {warning}")
                         if config.stop_on_collapse and collapsed(warning):
                             ended_early = warning
                             break
-                    self.check_skipped(metrics)
+                    self.check_skipped()
                     number = 2 if learner.done == stop_after else request.number
                     number = next((n for n in parallel.gather(number) if n is not None), None)
                     if number is not None and learner.done < config.steps:
@@ -217,9 +222,8 @@ class Run:
                 f"make room and go on with: rfs train --resume {self.folder}"
             ) from None
 
-    def check_skipped(self, metrics: dict) -> None:
+    def check_skipped(self) -> None:
         """Stop when gradients keep being infinite or not a number."""
-        self.skipped = self.skipped + 1 if metrics["skipped_updates"] else 0
         if self.skipped == MAX_SKIPPED:
             self.checkpoint()
             raise RunFailed(
@@ -266,7 +270,8 @@ class Run:
         learner, step = self.learner, self.learner.done
         if not self.is_main or self.saved == step:
             return
-        state = {**learner.state(), "seconds": self.seconds, "best": self.best}
+        state = {**learner.state(), "seconds": self.seconds, "best": self.best, "skipped": self.skipped}
+        state["watch"] = self.watch.state()
         try:
             save_run_checkpoint(self.folder, step, learner.model, learner.tokenizer, learner.optimizer, state)
             self.saved = step

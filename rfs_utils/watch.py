@@ -6,6 +6,7 @@ from collections import deque
 PATIENCE = 20  # steps that must all look bad
 SOLVED = "the problems are all solved; nothing is left to learn from them"
 MAX_SKIPPED = 5  # updates in a row that may be skipped for a gradient that is not finite
+WATCHED = ("entropy", "reward_avg", "zero_signal_groups", "accuracy", "truncated")
 
 
 class Watch:
@@ -22,12 +23,23 @@ class Watch:
 
     def check(self, metrics: dict) -> str | None:
         """One sentence about a collapse, with its likely reason, the first time it shows."""
-        self.recent.append(metrics)
+        self.recent.append({name: metrics[name] for name in WATCHED})
         self.best_reward = max(self.best_reward, metrics["reward_avg"])
         found = self._find() if len(self.recent) == self.recent.maxlen else {}
         new = [name for name in found if name not in self.warned]
         self.warned = set(found)
         return found[new[0]] if new else None
+
+    def state(self) -> dict:
+        """What a checkpoint must hold for a resumed run to warn at the same step."""
+        best = self.best_reward if self.recent else None
+        return {"recent": list(self.recent), "best_reward": best, "warned": sorted(self.warned)}
+
+    def restore(self, state: dict) -> None:
+        """Go on from `state`."""
+        self.recent.extend(state["recent"])
+        self.best_reward = -math.inf if state["best_reward"] is None else state["best_reward"]
+        self.warned = set(state["warned"])
 
     def _find(self) -> dict[str, str]:
         steps, found = len(self.recent), {}

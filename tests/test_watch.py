@@ -1,5 +1,6 @@
 """Guards: each way to go wrong gets its own sentence, once."""
 
+import json
 import math
 
 import pytest
@@ -38,3 +39,15 @@ def test_each_collapse_is_told_once_with_its_likely_reason(changes, words):
 
 def test_a_few_bad_steps_are_no_collapse():
     assert warnings((10, {}), (4, {"reward_avg": 0.0}), (10, {})) == []
+
+
+@pytest.mark.parametrize("stop", [0, 7, 11, 30])
+def test_a_restored_watch_warns_at_the_same_steps(stop):
+    phases = [HEALTHY] * 5 + [HEALTHY | {"reward_avg": 0.0}] * 10 + [HEALTHY] * 5 + [HEALTHY | {"truncated": 1.0}] * 20
+    whole = Watch(vocab_size=512, patience=5)
+    expected = [whole.check(metrics) for metrics in phases]
+    assert sum(text is not None for text in expected) == 2
+    first, second = Watch(vocab_size=512, patience=5), Watch(vocab_size=512, patience=5)
+    found = [first.check(metrics) for metrics in phases[:stop]]
+    second.restore(json.loads(json.dumps(first.state())))
+    assert found + [second.check(metrics) for metrics in phases[stop:]] == expected
