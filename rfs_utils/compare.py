@@ -5,9 +5,11 @@ import math
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from .config import TrainConfig
 from .data import generate_tiny_problems
@@ -22,11 +24,13 @@ STUDENT = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
            2.042)  # fmt: skip
 
 
-def short_run(num_problems: int = 200, **settings) -> dict[str, list[float | None]]:
+def short_run(
+    num_problems: int = 200, clock: Callable[[], float] = time.perf_counter, **settings
+) -> dict[str, list[float | None]]:
     """Train a tiny model without writing anything; returns the columns that `rfs train` writes to metrics.csv.
 
     `settings` are those of TrainConfig. Accuracy on `num_problems` held-out problems is measured before the first
-    step, as step 0, every `eval_every` steps, and after the last; `seconds` counts training alone.
+    step, as step 0, every `eval_every` steps, and after the last; `seconds`, by `clock`, counts training alone.
     """
     config = TrainConfig(**settings)
     model, tokenizer = load_model_and_tokenizer(config.model, "cpu")
@@ -35,9 +39,9 @@ def short_run(num_problems: int = 200, **settings) -> dict[str, list[float | Non
     rows: list[dict] = []
     seconds = 0.0
     for step in range(config.steps + 1):
-        started = time.perf_counter()
+        started = clock()
         row = {"step": step} | (learner.step() if step else {})
-        seconds += time.perf_counter() - started if step else 0.0
+        seconds += clock() - started if step else 0.0
         row["seconds"] = seconds
         if step in (0, config.steps) or config.eval_every and step % config.eval_every == 0:
             result = evaluate_model(model, tokenizer, held_out, "cpu", config.max_new_tokens)
@@ -50,6 +54,7 @@ def short_run(num_problems: int = 200, **settings) -> dict[str, list[float | Non
 def compare(methods: Sequence[str], seeds: int, config: TrainConfig, path: str | Path, report=print) -> None:
     """Train every method with every seed and append its evaluations to a CSV; runs that are there already are kept.
 
+    All run on one thread, and seconds are those of the processor: a busy machine then treats all methods alike.
     Raises ValueError for unknown methods and for a file that is something else.
     """
     configs = [replace(config, method=method, seed=seed) for seed in range(seeds) for method in methods]
@@ -57,22 +62,30 @@ def compare(methods: Sequence[str], seeds: int, config: TrainConfig, path: str |
         one.check()
     path = Path(path)
     done = {(row["method"], int(row["seed"])) for row in read_comparison(path)} if path.exists() else set()
-    for one in configs:
-        if (one.method, one.seed) in done:
-            continue
-        run = short_run(**{k: v for k, v in vars(one).items() if k != "out"})
-        rows = [
-            [one.method, one.seed, step, step * one.prompts_per_step * one.num_rollouts, round(seconds, 2),
-             accuracy, round(tokens, 2), reward]
-            for step, seconds, accuracy, tokens, reward in zip(
-                run["step"], run["seconds"], run["eval_accuracy"], run["eval_tokens"], run["reward_avg"], strict=True
-            )
-            if accuracy is not None
-        ]  # fmt: skip
-        new = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(([COLUMNS] if new else []) + rows)
-        report(f"{one.method:22} seed {one.seed}  accuracy {rows[-1][5]:6.1%}  {rows[-1][4]:.1f} s")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for one in configs:
+            if (one.method, one.seed) not in done:
+                rows = evaluations(one)
+                new = not path.exists()
+                with path.open("a", newline="", encoding="utf-8") as file:
+                    csv.writer(file).writerows(([COLUMNS] if new else []) + rows)
+                report(f"{one.method:22} seed {one.seed}  accuracy {rows[-1][5]:6.1%}  {rows[-1][4]:.1f} s")
+    finally:
+        torch.set_num_threads(threads)
+
+
+def evaluations(config: TrainConfig) -> list[list]:
+    """Rows of COLUMNS, one for each evaluation of a run."""
+    run = short_run(clock=time.process_time, **{k: v for k, v in vars(config).items() if k != "out"})
+    names = ("step", "seconds", "eval_accuracy", "eval_tokens", "reward_avg")
+    return [
+        [config.method, config.seed, step, step * config.prompts_per_step * config.num_rollouts, round(seconds, 2),
+         accuracy, round(tokens, 2), reward]
+        for step, seconds, accuracy, tokens, reward in zip(*(run[name] for name in names), strict=True)
+        if accuracy is not None
+    ]  # fmt: skip
 
 
 def read_comparison(path: str | Path) -> list[dict]:
