@@ -27,6 +27,7 @@ export: $(VENV)/installed
 
 run-notebooks: export
 	$(BIN)/python tests/notebooks.py run
+	$(BIN)/python tests/notebooks.py practice
 
 lab: $(VENV)/installed
 	$(BIN)/jupyter lab ch06/ch06.ipynb

@@ -1,11 +1,13 @@
-"""Notebook chores: `python tests/notebooks.py export|run|clean [NOTEBOOK ...]`.
+"""Notebook chores: `python tests/notebooks.py export|run|clean|practice [NOTEBOOK ...]`.
 
-export  write the modules of `#| export` cells into rfs_utils
-clean   normalise metadata and cell ids, so that differences show only what was changed
-run     execute from top to bottom in place, then clean
+export    write the modules of `#| export` cells into rfs_utils
+clean     normalise metadata and cell ids, so that differences show only what was changed
+run       execute from top to bottom in place, then clean
+practice  write NAME_practice.ipynb beside a notebook of exercises: the same without the solutions
 Without names, all notebooks of the book.
 """
 
+import ast
 import hashlib
 import re
 import sys
@@ -19,8 +21,9 @@ KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
 def all_notebooks() -> list[Path]:
-    """Every notebook of the book, in reading order."""
-    return [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.ipynb"))]
+    """Every notebook of the book, in reading order; those for practice are made from them."""
+    paths = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.ipynb"))]
+    return [path for path in paths if not path.stem.endswith("_practice")]
 
 
 def export(path: Path, lib_path: Path = ROOT / "rfs_utils") -> Path | None:
@@ -76,12 +79,62 @@ def run(path: Path) -> None:
     clean(path)
 
 
+def practice_path(path: Path) -> Path:
+    """Where the practice notebook of a notebook stands."""
+    return path.with_name(f"{path.stem}_practice.ipynb")
+
+
+def has_solutions(path: Path) -> bool:
+    """Whether a notebook holds exercises with solutions."""
+    return any("solution" in cell.metadata.get("tags", []) for cell in nbformat.read(path, 4).cells)
+
+
+def practice(path: Path, out: Path | None = None) -> Path | None:
+    """Write the notebook without solutions and outputs, to `out` or its usual place; None when it has no solutions."""
+    if not has_solutions(path):
+        return None
+    out = out or practice_path(path)
+    notebook = nbformat.read(path, 4)
+    notebook.cells[0].source = practice_head(notebook.cells[0].source, path.stem)
+    for cell in notebook.cells[1:]:
+        # The module is exported from the notebook with the solutions alone.
+        lines = [line for line in cell.source.splitlines() if not line.startswith("#|")]
+        cell.source = "\n".join(lines) if cell.cell_type == "code" else cell.source
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+        if "solution" in cell.metadata.get("tags", []):
+            cell.source = without_body(cell.source)
+    notebook.cells = [cell for cell in notebook.cells if cell.source.strip()]
+    nbformat.write(notebook, out)
+    clean(out)
+    return out
+
+
+def practice_head(head: str, stem: str) -> str:
+    """The first cell, with a title, a badge and a note of its own."""
+    title, rest = head.split("\n", 1)
+    rest = "\n".join(line for line in rest.splitlines() if f"({stem}_practice.ipynb)" not in line)  # it points here
+    note = f"The functions are yours to write; [{stem}.ipynb]({stem}.ipynb) has them, with all results."
+    return f"{title}: practice\n{rest.replace(f'/{stem}.ipynb)', f'/{stem}_practice.ipynb)')}\n\n{note}"
+
+
+def without_body(source: str) -> str:
+    """The one function of a cell with signature and docstring, and a body that says whose turn it is."""
+    (function,) = ast.parse(source).body  # exactly one statement
+    docstring = function.body[0]
+    kept = source.splitlines()[: docstring.end_lineno]
+    yours = ("    # Your turn: put the function in place of this line and the next.", "    raise NotImplementedError")
+    return "\n".join([*kept, *yours])
+
+
 def main() -> int:
-    chores = {"export": export, "clean": clean, "run": run}
+    chores = {"export": export, "clean": clean, "run": run, "practice": practice}
     if len(sys.argv) < 2 or sys.argv[1] not in chores:
         print(__doc__)
         return 2
     for path in [Path(name).resolve() for name in sys.argv[2:]] or all_notebooks():
+        if sys.argv[1] == "practice" and not has_solutions(path):
+            continue
         chores[sys.argv[1]](path)
         print(f"{sys.argv[1]}: {path.relative_to(ROOT)}")
     return 0

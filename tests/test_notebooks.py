@@ -1,12 +1,16 @@
 """The notebooks as files: exported code in step, one setup cell, kept outputs from one clean run."""
 
+import ast
+import os
 import re
+import subprocess
+import sys
 import tokenize
 from io import StringIO
 
 import nbformat
 import pytest
-from notebooks import KERNEL, ROOT, all_notebooks, clean, export
+from notebooks import KERNEL, ROOT, all_notebooks, clean, export, has_solutions, practice, practice_path
 from test_environment import PROJECT
 
 NOTEBOOKS = all_notebooks()
@@ -95,3 +99,56 @@ def test_public_functions_are_documented(path):
             body = cell.source[match.end() :]
             assert re.search(r':\n\s+r?"""', body), f"{match[1]} has no docstring"
         list(tokenize.generate_tokens(StringIO(cell.source).readline))
+
+
+EXERCISES = [path for path in NOTEBOOKS if has_solutions(path)]
+per_exercises = pytest.mark.parametrize("path", EXERCISES, ids=[p.stem for p in EXERCISES])
+
+
+def solutions(path):
+    """The functions that a reader of the practice notebook is to write."""
+    cells = [cell for cell in code_cells(path) if "solution" in cell.metadata.get("tags", [])]
+    return [ast.parse(cell.source).body[0].name for cell in cells]
+
+
+def test_there_are_exercises():
+    assert {p.stem for p in EXERCISES} >= {"ex06", "ex07"}
+    made = {p for folder in ROOT.iterdir() if folder.is_dir() for p in folder.glob("*_practice.ipynb")}
+    assert made == {practice_path(path) for path in EXERCISES}
+
+
+@per_exercises
+def test_practice_notebook_is_in_step(path, tmp_path):
+    made = practice(path, tmp_path / "made.ipynb")
+    assert made.read_bytes() == practice_path(path).read_bytes(), f"run `python tests/notebooks.py practice {path}`"
+
+
+@per_exercises
+def test_practice_notebook_leaves_the_functions_to_the_reader(path):
+    cells = code_cells(practice_path(path))
+    assert not any(cell.outputs or cell.execution_count for cell in cells)
+    assert not any(line.startswith("#|") for cell in cells for line in cell.source.splitlines())
+    stubs = {}
+    for cell in cells:
+        if "solution" in cell.metadata.get("tags", []):
+            (function,) = ast.parse(cell.source).body
+            stubs[function.name] = function
+    assert list(stubs) == solutions(path)
+    for function in stubs.values():
+        assert ast.get_docstring(function) and len(function.body) == 2 and isinstance(function.body[1], ast.Raise)
+
+
+@per_exercises
+def test_practice_notebook_runs_through_with_nothing_written(path, tmp_path):
+    """All cells but the long trainings; each check must put the book's function in place."""
+    cells = [cell for cell in code_cells(practice_path(path)) if "training" not in cell.metadata.get("tags", [])]
+    names, module = solutions(path), re.search(r"default_exp (\w+)", "\n".join(c.source for c in code_cells(path)))[1]
+    end = f"for function in ({', '.join(names)},):\n    assert function.__module__ == 'rfs_utils.{module}', function"
+    script = tmp_path / "practice.py"
+    script.write_text("\n".join([*(cell.source for cell in cells), end]), encoding="utf-8")
+    command = [sys.executable, str(script)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in names:
+        assert f"{name} is not written yet. The notebook goes on with the book's version." in done.stdout
