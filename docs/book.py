@@ -1,7 +1,7 @@
 """The book as a static site that needs no network: `python docs/book.py [FOLDER]`, build/book by default.
 
-Pages show the notebooks' stored outputs; nothing is executed. This script puts what the site is made of into a folder of
-sources beside the result, and Sphinx (docs/conf.py) turns it into pages. Warnings are errors.
+Pages show the notebooks' stored outputs; nothing is executed. This script puts what the site is made of into a folder
+of sources beside the result, and Sphinx (docs/conf.py) turns it into pages. Warnings are errors.
 """
 
 import re
@@ -19,10 +19,13 @@ from notebooks import all_notebooks  # noqa: E402
 
 BADGE = re.compile(r"\[!\[Run in Colab\]\([^)]*\)\]\((?P<colab>[^)]*)\)\n· (?P<needs>.*)")
 MINUTES = re.compile(r"CPU cores: about (\d+ minutes?)")
+PRACTICE_LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+_practice\.ipynb)\)")
 LOCAL_LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)\)")
-CONTENTS = """| notebook | what it is about | two CPU cores |
+CONTENTS = """:::{{container}} contents-table
+| notebook | what it is about | two CPU cores |
 |---|---|---|
 {rows}
+:::
 
 {toctrees}
 """
@@ -47,12 +50,13 @@ def practice(path: Path) -> Path | None:
 
 def head(path: Path) -> tuple[str, str, str]:
     """A notebook's title, what it is about, and how long it takes."""
-    title, scope, *_ = nbformat.read(path, 4).cells[0].source.split("\n\n")
-    return title.removeprefix("# "), " ".join(scope.split()), MINUTES.search(nbformat.read(path, 4).cells[0].source)[1]
+    text = nbformat.read(path, 4).cells[0].source
+    title, scope, *_ = text.split("\n\n")
+    return title.removeprefix("# "), " ".join(scope.split()), MINUTES.search(text)[1]
 
 
 def page(path: Path) -> nbformat.NotebookNode:
-    """A notebook as its page shows it: links in place of the badge, set-up and solutions folded, figures with alt text."""
+    """A notebook as its page shows it: links in place of the badge, some code folded, figures with alt text."""
     notebook = nbformat.read(path, 4)
     first = notebook.cells[0]
     match = BADGE.search(first.source)
@@ -64,6 +68,9 @@ def page(path: Path) -> nbformat.NotebookNode:
     # The badge's picture is on another host; a container gives its place to links that look like buttons.
     launch = ":::{container} launch\n" + "\n".join(links) + f"\n:::\n\n{match['needs'][0].upper()}{match['needs'][1:]}"
     first.source = first.source.replace(match[0], launch)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = practice_as_download(cell.source, path.parent)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     tag(code[0], "hide-input", code_prompt_show="Show the set-up for Colab")
     for cell in code:
@@ -71,6 +78,8 @@ def page(path: Path) -> nbformat.NotebookNode:
             tag(cell, "remove-cell")
         if "solution" in cell.metadata.get("tags", []):
             tag(cell, "hide-input", code_prompt_show="Show the solution")
+        if re.match(r"show\(\s*diagrams\.", cell.source):
+            tag(cell, "hide-input", code_prompt_show="Show the code of this figure")
         cell.outputs = [out for out in cell.outputs if out.output_type != "stream" or out.text.strip()]
     notebook.cells = [part for cell in notebook.cells for part in one_figure_each(cell)]
     return notebook
@@ -81,6 +90,11 @@ def download(text: str, path: Path) -> str:
     return f"{{download}}`{text} </notebooks/{path.relative_to(ROOT).as_posix()}>`"
 
 
+def practice_as_download(text: str, folder: Path) -> str:
+    """Markdown from a folder, in which links to notebooks for practice, which have no page, save them."""
+    return PRACTICE_LINK.sub(lambda match: download(match[1].strip("`"), (folder / match[2]).resolve()), text)
+
+
 def tag(cell: nbformat.NotebookNode, name: str, **settings: str) -> None:
     """Tell myst-nb how to show a cell."""
     cell.metadata["tags"] = [*cell.metadata.get("tags", []), name]
@@ -88,7 +102,7 @@ def tag(cell: nbformat.NotebookNode, name: str, **settings: str) -> None:
 
 
 def one_figure_each(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    """The cell in parts with at most one figure: myst-nb takes the alt text from a cell, notebooks store it with an output."""
+    """The cell in parts with one figure at most: notebooks keep an alt text with an output, myst-nb takes one a cell."""
     parts = [cell]
     for number, output in enumerate(cell.get("outputs", [])):
         if "image/png" not in output.get("data", {}):
@@ -119,7 +133,8 @@ def contents() -> str:
 def gather(source: Path) -> None:
     """Write the site's sources to a folder, laid out as the repository, so that relative links stay right."""
     for path in [ROOT / "README.md", *DOCS.glob("*.md")]:
-        shutil.copyfile(path, source / path.name)
+        text = practice_as_download(path.read_text(encoding="utf-8"), path.parent)
+        (source / path.name).write_text(text, encoding="utf-8")
     (source / "contents.md").write_text(contents(), encoding="utf-8")
     for path in pages():
         place = source / path.relative_to(ROOT)
@@ -129,11 +144,11 @@ def gather(source: Path) -> None:
         place = source / "notebooks" / path.relative_to(ROOT)
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, place)
-    for path in [ROOT / "README.md", *pages()]:  # what they link to: pictures, tables, notebooks for practice
+    for path in [ROOT / "README.md", *pages()]:  # what they link to: pictures and tables
         for link in LOCAL_LINK.findall(path.read_text(encoding="utf-8")):
             target = (path.parent / link).resolve()
             place = source / target.relative_to(ROOT)
-            if target.is_file() and not place.exists():
+            if target.suffix != ".ipynb" and target.is_file():
                 place.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(target, place)
 

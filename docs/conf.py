@@ -20,7 +20,7 @@ project = (ROOT / "README.md").read_text(encoding="utf-8").split("\n", 1)[0].rem
 version = release = PROJECT["version"]
 extensions = ["myst_nb", "sphinx_copybutton"]
 # contents.md and the README are included by the front page; notebooks to download are no pages.
-exclude_patterns = ["README.md", "contents.md", "notebooks/**", "**/*_practice.ipynb"]
+exclude_patterns = ["README.md", "contents.md", "notebooks/**"]
 
 nb_execution_mode = "off"
 nb_merge_streams = True
@@ -34,11 +34,13 @@ html_theme = "furo"
 html_title = project
 html_static_path = ["book.css"]
 html_css_files = ["book.css"]
+# Browsers do not let a page read others from a disk: there a search lists titles, on a server it shows extracts, too.
+html_js_files = [(None, {"body": "DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = location.protocol !== 'file:';"})]
 html_copy_source = html_show_sourcelink = False  # each page offers its notebook
 html_show_copyright = False
 html_math_renderer = "mathml"
 copybutton_selector = ".cell_input pre, .highlight-bash pre"
-pygments_style = "default"
+pygments_style = "a11y-light"
 pygments_dark_style = "github-dark"
 
 
