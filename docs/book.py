@@ -102,7 +102,7 @@ def tag(cell: nbformat.NotebookNode, name: str, **settings: str) -> None:
 
 
 def one_figure_each(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    """The cell in parts with one figure at most: notebooks keep an alt text with an output, myst-nb takes one a cell."""
+    """The cell in parts with one figure at most: notebooks keep alt texts with outputs, myst-nb takes one a cell."""
     parts = [cell]
     for number, output in enumerate(cell.get("outputs", [])):
         if "image/png" not in output.get("data", {}):

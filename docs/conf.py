@@ -44,24 +44,25 @@ pygments_style = "a11y-light"
 pygments_dark_style = "github-dark"
 
 
-def mathml(text: str, block: bool) -> str:
+def mathml(node: nodes.math | nodes.math_block, block: bool) -> str:
     """A formula in TeX as MathML, which browsers draw without a script."""
+    text = node.astext()
     try:
         markup = tex2mathml(text, as_block=block)
     except MathError as error:
-        logging.getLogger(__name__).warning("%s in the formula %s", error, text)
+        logging.getLogger(__name__).warning("%s in the formula %s", error, text, location=node)
         return ""
     # Browsers put no space between a function and its argument, as in log p; before a bracket there should be none.
     return re.sub(r'<mo>&ApplyFunction;</mo>(?!\s*<mo stretchy="false">\()', '<mspace width="0.17em"/>', markup)
 
 
 def visit_math(translator, node: nodes.math) -> None:
-    translator.body.append(mathml(node.astext(), block=False))
+    translator.body.append(mathml(node, block=False))
     raise nodes.SkipNode
 
 
 def visit_math_block(translator, node: nodes.math_block) -> None:
-    translator.body.append(f'<div class="math">{mathml(node.astext(), block=True)}</div>\n')
+    translator.body.append(f'<div class="math">{mathml(node, block=True)}</div>\n')
     raise nodes.SkipNode
 
 
