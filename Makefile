@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test lint unit notebooks export run-notebooks lab pretrain clean
+.PHONY: train test lint unit notebooks export run-notebooks lab pretrain book clean
 
 train: $(VENV)/installed
 	$(BIN)/rfs train --model tiny-base
@@ -34,6 +34,10 @@ lab: $(VENV)/installed
 
 pretrain: $(VENV)/installed
 	$(BIN)/rfs pretrain --out pretrained
+
+# The book as a static site in build/book, from the notebooks' stored outputs.
+book: $(VENV)/installed
+	$(BIN)/python docs/book.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

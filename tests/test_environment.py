@@ -29,7 +29,8 @@ def test_conda_and_pip_install_the_same():
 def test_pins_lie_within_the_ranges():
     lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
     pinned = names([line for line in lines if line])
-    ranges = names(PROJECT["dependencies"]) | names(PROJECT["optional-dependencies"]["dev"])
+    extras = PROJECT["optional-dependencies"]
+    ranges = names(PROJECT["dependencies"] + extras["dev"] + extras["book"])
     assert pinned.keys() == ranges.keys()
     for name, pin in pinned.items():
         (exact,) = pin.specifier

@@ -1,0 +1,172 @@
+"""The book as a static site that needs no network: `python docs/book.py [FOLDER]`, build/book by default.
+
+Pages show the notebooks' stored outputs; nothing is executed. This script puts what the site is made of into a folder
+of sources beside the result, and Sphinx (docs/conf.py) turns it into pages. Warnings are errors.
+"""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+from sphinx.cmd.build import main as sphinx_build
+
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+sys.path.insert(0, str(ROOT / "tests"))
+from notebooks import all_notebooks  # noqa: E402
+
+BADGE = re.compile(r"\[!\[Run in Colab\]\([^)]*\)\]\((?P<colab>[^)]*)\)\n· (?P<needs>.*)")
+MINUTES = re.compile(r"CPU cores: about (\d+ minutes?)")
+PRACTICE_LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+_practice\.ipynb)\)")
+LOCAL_LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)\)")
+CONTENTS = """:::{{container}} contents-table
+| notebook | what it is about | two CPU cores |
+|---|---|---|
+{rows}
+:::
+
+{toctrees}
+"""
+TOCTREE = """```{{toctree}}
+:hidden:
+:caption: {caption}
+
+{names}
+```"""
+
+
+def pages() -> list[Path]:
+    """The notebooks that become pages, in reading order; those for practice are downloads."""
+    return [path for path in all_notebooks() if not path.stem.endswith("_practice")]
+
+
+def practice(path: Path) -> Path | None:
+    """The notebook in which a page's exercises are left to the reader, if there is one."""
+    other = path.with_name(f"{path.stem}_practice.ipynb")
+    return other if other.exists() else None
+
+
+def head(path: Path) -> tuple[str, str, str]:
+    """A notebook's title, what it is about, and how long it takes."""
+    text = nbformat.read(path, 4).cells[0].source
+    title, scope, *_ = text.split("\n\n")
+    return title.removeprefix("# "), " ".join(scope.split()), MINUTES.search(text)[1]
+
+
+def page(path: Path) -> nbformat.NotebookNode:
+    """A notebook as its page shows it: links in place of the badge, some code folded, figures with alt text."""
+    notebook = nbformat.read(path, 4)
+    first = notebook.cells[0]
+    match = BADGE.search(first.source)
+    if match is None:
+        raise ValueError(f"{path}: the first cell has no badge that opens Colab, followed by what the notebook needs.")
+    links = [f"[Run in Colab]({match['colab']})", download("Download notebook", path)]
+    if practice(path):
+        links.append(download("Download for practice, without solutions", practice(path)))
+    # The badge's picture is on another host; a container gives its place to links that look like buttons.
+    launch = ":::{container} launch\n" + "\n".join(links) + f"\n:::\n\n{match['needs'][0].upper()}{match['needs'][1:]}"
+    first.source = first.source.replace(match[0], launch)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = practice_as_download(cell.source, path.parent)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    tag(code[0], "hide-input", code_prompt_show="Show the set-up for Colab")
+    for cell in code:
+        if cell.source.startswith("#| default_exp"):
+            tag(cell, "remove-cell")
+        if "solution" in cell.metadata.get("tags", []):
+            tag(cell, "hide-input", code_prompt_show="Show the solution")
+        if re.match(r"show\(\s*diagrams\.", cell.source):
+            tag(cell, "hide-input", code_prompt_show="Show the code of this figure")
+        cell.outputs = [out for out in cell.outputs if out.output_type != "stream" or out.text.strip()]
+    notebook.cells = [part for cell in notebook.cells for part in one_figure_each(cell)]
+    return notebook
+
+
+def download(text: str, path: Path) -> str:
+    """A link that saves the file as it is in the repository."""
+    return f"{{download}}`{text} </notebooks/{path.relative_to(ROOT).as_posix()}>`"
+
+
+def practice_as_download(text: str, folder: Path) -> str:
+    """Markdown from a folder, in which links to notebooks for practice, which have no page, save them."""
+    return PRACTICE_LINK.sub(lambda match: download(match[1].strip("`"), (folder / match[2]).resolve()), text)
+
+
+def tag(cell: nbformat.NotebookNode, name: str, **settings: str) -> None:
+    """Tell myst-nb how to show a cell."""
+    cell.metadata["tags"] = [*cell.metadata.get("tags", []), name]
+    cell.metadata["mystnb"] = settings
+
+
+def one_figure_each(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """The cell in parts with one figure at most: notebooks keep alt texts with outputs, myst-nb takes one a cell."""
+    parts = [cell]
+    for number, output in enumerate(cell.get("outputs", [])):
+        if "image/png" not in output.get("data", {}):
+            continue
+        if "image" in parts[-1].metadata.get("mystnb", {}):
+            parts.append(nbformat.v4.new_code_cell(id=f"{cell.id}-{number}", metadata={"tags": ["remove-input"]}))
+            parts[-1].outputs = parts[-2].outputs[parts[-2].outputs.index(output) :]
+            parts[-2].outputs = parts[-2].outputs[: parts[-2].outputs.index(output)]
+        alt = output.metadata.get("image/png", {}).get("alt", "")
+        parts[-1].metadata["mystnb"] = parts[-1].metadata.get("mystnb", {}) | {"image": {"alt": alt}}
+    return parts
+
+
+def contents() -> str:
+    """The table of notebooks, and the order of pages."""
+    rows, groups = [], {}
+    for path in pages():
+        name = path.relative_to(ROOT).as_posix()
+        title, scope, minutes = head(path)
+        other = f"; {download('for practice', practice(path))}" if practice(path) else ""
+        rows.append(f"| [{title}]({name}){other} | {scope} | {minutes} |")
+        groups.setdefault("Exercises" if path.parent.name == "exercises" else "Chapters", []).append(name)
+    toctrees = [TOCTREE.format(caption=caption, names="\n".join(names)) for caption, names in groups.items()]
+    toctrees.append(TOCTREE.format(caption="More", names="further"))
+    return CONTENTS.format(rows="\n".join(rows), toctrees="\n\n".join(toctrees))
+
+
+def gather(source: Path) -> None:
+    """Write the site's sources to a folder, laid out as the repository, so that relative links stay right."""
+    for path in [ROOT / "README.md", *DOCS.glob("*.md")]:
+        text = practice_as_download(path.read_text(encoding="utf-8"), path.parent)
+        (source / path.name).write_text(text, encoding="utf-8")
+    (source / "contents.md").write_text(contents(), encoding="utf-8")
+    for path in pages():
+        place = source / path.relative_to(ROOT)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(page(path), place)
+    for path in filter(None, [*pages(), *map(practice, pages())]):  # to download: as they are
+        place = source / "notebooks" / path.relative_to(ROOT)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)
+    for path in [ROOT / "README.md", *pages()]:  # what they link to: pictures and tables
+        for link in LOCAL_LINK.findall(path.read_text(encoding="utf-8")):
+            target = (path.parent / link).resolve()
+            place = source / target.relative_to(ROOT)
+            if target.suffix != ".ipynb" and target.is_file():
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(target, place)
+
+
+def build(out: Path) -> int:
+    """Make the site in the folder `out`; 0 when there was no warning."""
+    source = out.with_name(f"{out.name}-source")
+    for folder in (source, out):
+        shutil.rmtree(folder, ignore_errors=True)
+    source.mkdir(parents=True)
+    gather(source)
+    cache = source / ".doctrees"
+    return sphinx_build(["-q", "-W", "--keep-going", "-c", str(DOCS), "-d", str(cache), str(source), str(out)])
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "build" / "book").resolve()
+    code = build(folder)
+    if code == 0:
+        print(f"The book's front page is {folder / 'index.html'}")
+    sys.exit(code)
