@@ -7,7 +7,7 @@ __all__ = ['PAD', 'EOS', 'NUM_DIGITS', 'MAX_NEW_TOKENS', 'Problem', 'ADDITION_CO
            'count_carries', 'read_answer', 'accuracy_reward', 'digit_accuracy_reward', 'distance_accuracy_reward',
            'reward_format', 'compute_rewards']
 
-# %% ../exercises/addition.ipynb #c526cd34
+# %% ../exercises/addition.ipynb #3ab30f82
 import random
 import re
 import time
@@ -24,7 +24,7 @@ from .models import WEIGHTS_DIR, load_model, save_model
 from .pretrain import next_token_loss
 from .qwen3 import QWEN3_CONFIG_TINY, Qwen3Model
 
-# %% ../exercises/addition.ipynb #05948e61
+# %% ../exercises/addition.ipynb #0e193585
 PAD, EOS = "[PAD]", "[EOS]"
 
 
@@ -63,7 +63,7 @@ class CharacterLevelTokenizer:
         backend.add_special_tokens([PAD, EOS])
         return backend
 
-# %% ../exercises/addition.ipynb #17f1ed61
+# %% ../exercises/addition.ipynb #c8a4db6f
 NUM_DIGITS = 3
 MAX_NEW_TOKENS = NUM_DIGITS + 2  # the longest answer, 1998, has four digits; then comes [EOS]
 Problem = tuple[str, str]  # prompt and answer
@@ -79,7 +79,7 @@ def sample_datapoint(rng: random.Random, num_digits: int = NUM_DIGITS) -> Proble
     a, b = (rng.randrange(10**num_digits) for _ in range(2))
     return f"{a:0{num_digits}}+{b:0{num_digits}}=", str(a + b)
 
-# %% ../exercises/addition.ipynb #b0e5cc41
+# %% ../exercises/addition.ipynb #370cd385
 def addition_problems(count: int, split: str = "train", seed: int = 0, num_digits: int = NUM_DIGITS) -> list[Problem]:
     """Additions of one side of the split, "train" or "test"; the same list for the same arguments, everywhere."""
     if split not in ("train", "test"):
@@ -92,7 +92,7 @@ def addition_problems(count: int, split: str = "train", seed: int = 0, num_digit
             problems.append((prompt, answer))
     return problems
 
-# %% ../exercises/addition.ipynb #cf26baa6
+# %% ../exercises/addition.ipynb #4e331746
 ADDITION_CONFIG = QWEN3_CONFIG_TINY | {
     "vocab_size": 14, "context_length": 32,
 }
@@ -107,7 +107,7 @@ def new_addition_model(seed: int = 0) -> Qwen3Model:
             torch.nn.init.normal_(weight, std=0.02)
     return model
 
-# %% ../exercises/addition.ipynb #b68c0f20
+# %% ../exercises/addition.ipynb #3efd55c5
 def greedy_answers(model: Qwen3Model, prompts: Sequence[str]) -> list[str]:
     """The greedy answer to each prompt, special tokens included."""
     tokenizer, device = CharacterLevelTokenizer(), model.tok_emb.weight.device
@@ -122,7 +122,7 @@ def evaluate(model: Qwen3Model, problems: Sequence[Problem]) -> float:
     texts = greedy_answers(model, [prompt for prompt, _ in problems])
     return sum(text == answer + EOS for text, (_, answer) in zip(texts, problems, strict=True)) / len(problems)
 
-# %% ../exercises/addition.ipynb #0f8ca6f5
+# %% ../exercises/addition.ipynb #938f927f
 def training_batch(problems: Sequence[Problem]) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and the mask of the answers, [EOS] included, each (problems, tokens), padded on the right."""
     tokenizer = CharacterLevelTokenizer()
@@ -135,7 +135,7 @@ def training_batch(problems: Sequence[Problem]) -> tuple[torch.Tensor, torch.Ten
     place = torch.arange(ids.shape[1])
     return ids, (place >= starts[:, None]) & (place < lengths[:, None])
 
-# %% ../exercises/addition.ipynb #4eb7caa0
+# %% ../exercises/addition.ipynb #86d7d67e
 def pretrain_addition(
     model: Qwen3Model,
     target: float = 0.4,
@@ -168,7 +168,7 @@ def pretrain_addition(
                 return checks
     raise RuntimeError(f"the accuracy is {checks[-1][2]:.1%} after {max_steps} steps; expected {target:.0%}")
 
-# %% ../exercises/addition.ipynb #5efa3d1b
+# %% ../exercises/addition.ipynb #6bebd551
 CARD = """---
 license: apache-2.0
 library_name: transformers
@@ -200,7 +200,7 @@ def load_addition_base() -> tuple[Qwen3Model, CharacterLevelTokenizer]:
     """The shipped base model of the lab, in eval mode on the CPU, and its tokenizer."""
     return load_model(WEIGHTS_DIR / "addition-base"), CharacterLevelTokenizer()
 
-# %% ../exercises/addition.ipynb #c986bdcf
+# %% ../exercises/addition.ipynb #e5df1616
 def count_carries(a: int, b: int) -> int:
     """How many places carry when a and b, both 0 or more, are added on paper: 3 for 999 + 1, none for 123 + 321."""
     carries = carry = 0
@@ -210,24 +210,24 @@ def count_carries(a: int, b: int) -> int:
         a, b = a // 10, b // 10
     return carries
 
-# %% ../exercises/addition.ipynb #417edb96
+# %% ../exercises/addition.ipynb #8b9fa0ab
 def read_answer(output: str) -> str:
     """The digits before the first [EOS] of a text, or before padding at its end; "" when anything else is there."""
     text = re.sub(r"(\[PAD\])+$", "", output.split(EOS)[0])
-    return text if re.fullmatch(r"\d+", text) else ""
+    return text if re.fullmatch(r"[0-9]+", text) else ""
 
-# %% ../exercises/addition.ipynb #a19d5614
+# %% ../exercises/addition.ipynb #8821acc1
 def accuracy_reward(output: str, answer: str) -> float:
     """1.0 when the text's answer is exactly `answer`, else 0.0."""
     return float(read_answer(output) == answer)
 
-# %% ../exercises/addition.ipynb #65ccd893
+# %% ../exercises/addition.ipynb #d6a13657
 def digit_accuracy_reward(output: str, answer: str) -> float:
     """Share of places, from the left, with the right digit, of the longer of the text's answer and `answer`; 0 to 1."""
     given = read_answer(output)
     return sum(x == y for x, y in zip(given, answer, strict=False)) / max(len(given), len(answer))
 
-# %% ../exercises/addition.ipynb #2a9a76dd
+# %% ../exercises/addition.ipynb #e2f2b862
 def distance_accuracy_reward(output: str, answer: str) -> float:
     """1 - |given - answer| / max(given, answer): 1 for the exact number, 0 for none or one with leading zeros."""
     given = read_answer(output)
@@ -237,12 +237,12 @@ def distance_accuracy_reward(output: str, answer: str) -> float:
         return 1.0
     return 1 - abs(int(given) - int(answer)) / max(int(given), int(answer))
 
-# %% ../exercises/addition.ipynb #b5b5f4a6
+# %% ../exercises/addition.ipynb #c0d01850
 def reward_format(output: str) -> float:
     """1.0 for digits, [EOS], and nothing but padding after it, else 0.0."""
-    return float(bool(re.fullmatch(r"\d+\[EOS\](\[PAD\])*", output)))
+    return float(bool(re.fullmatch(r"[0-9]+\[EOS\](\[PAD\])*", output)))
 
-# %% ../exercises/addition.ipynb #7d343c2a
+# %% ../exercises/addition.ipynb #3ba1d250
 def compute_rewards(
     outputs: Sequence[str],
     answers: Sequence[str],
