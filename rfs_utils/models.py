@@ -300,7 +300,7 @@ def _write_model_files(model: Qwen3Model, tokenizer: Qwen3Tokenizer, directory: 
     tokenizer_config = {
         "tokenizer_class": "Qwen2TokenizerFast",
         "eos_token": tokenizer.eos_token,
-        "pad_token": "<|endoftext|>",
+        "pad_token": tokenizer.backend.id_to_token(tokenizer.pad_token_id),
         "model_max_length": cfg["context_length"],
     }
     if tokenizer.apply_chat_template:

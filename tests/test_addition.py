@@ -1,0 +1,446 @@
+"""The addition lab: tokenizer, problems, rewards at their edges, the methods' steps, DPO, and the exercises' checks."""
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rfs_utils import addition, addition_checks, addition_dpo, addition_rl
+from rfs_utils.addition import (
+    EOS,
+    MAX_NEW_TOKENS,
+    CharacterLevelTokenizer,
+    accuracy_reward,
+    addition_problems,
+    compute_rewards,
+    count_carries,
+    digit_accuracy_reward,
+    distance_accuracy_reward,
+    evaluate,
+    is_test_problem,
+    load_addition_base,
+    read_answer,
+    reward_format,
+)
+from rfs_utils.addition_dpo import (
+    choose_pairs,
+    compute_loss_dpo,
+    compute_loss_ipo,
+    sample_pairs,
+    sequence_logps,
+    train_dpo,
+)
+from rfs_utils.addition_rl import RECIPES, policy_step, run_methods, train_recipe
+from rfs_utils.ch06 import group_advantages, policy_gradient_loss, response_logprobs, sample_batch
+from rfs_utils.ch07 import METHODS, policy_loss
+from rfs_utils.compare import COLUMNS, read_comparison
+from rfs_utils.models import load_model
+from rfs_utils.pretrain import next_token_loss
+
+
+@pytest.fixture
+def base():
+    return load_addition_base()[0]
+
+
+def state(model) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+# --- tokenizer and problems -----------------------------------------------------------------------
+
+
+def test_the_tokenizer_goes_round():
+    tokenizer = CharacterLevelTokenizer()
+    for text in ("012+345=", "357[EOS][PAD][PAD]", "[PAD][PAD]1+2=", "", "=+9876543210"):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.encode(" 1 +\t2 =") == tokenizer.encode("1+2=")
+    assert sorted(tokenizer.token_to_id.values()) == list(range(tokenizer.vocab_size))
+
+
+@pytest.mark.parametrize("text", ["21-3=", "1.5+2=", "[pad]", "twelve", "[EOS"])
+def test_unknown_characters_are_an_error(text):
+    with pytest.raises(ValueError, match="vocabulary"):
+        CharacterLevelTokenizer().encode(text)
+
+
+def test_the_saved_tokenizer_gives_the_same_ids():
+    tokenizer = CharacterLevelTokenizer()
+    for text in ("012+345=", "357[EOS][PAD]"):
+        assert tokenizer.backend.encode(text).ids == tokenizer.encode(text)
+        assert tokenizer.backend.decode(tokenizer.encode(text), skip_special_tokens=False) == text
+
+
+def test_problems_are_deterministic_right_and_of_their_side():
+    problems = addition_problems(300, "train", seed=5)
+    assert problems == addition_problems(300, "train", seed=5) != addition_problems(300, "train", seed=6)
+    assert addition_problems(2, "test", seed=0) == [("275+950=", "1225"), ("320+976=", "1296")]
+    for split in ("train", "test"):
+        for prompt, answer in addition_problems(300, split):
+            a, b = map(int, prompt[:-1].split("+"))
+            assert len(prompt) == 8 and int(answer) == a + b and answer == str(a + b)
+            assert is_test_problem(a, b) == is_test_problem(b, a) == (split == "test")
+    with pytest.raises(ValueError, match="split"):
+        addition_problems(1, "validation")
+
+
+def test_train_and_test_are_disjoint_even_with_the_numbers_exchanged():
+    def pairs(split):
+        return {frozenset(prompt[:-1].split("+")) for prompt, _ in addition_problems(20_000, split)}
+
+    assert not pairs("train") & pairs("test")
+    share = sum(is_test_problem(a, b) for a in range(300) for b in range(a, 300)) / (300 * 301 / 2)
+    assert 0.08 < share < 0.12
+
+
+# --- rewards --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "output, answer",
+    [
+        ("123[EOS]", "123"), ("123[EOS][PAD]", "123"), ("123", "123"), ("123[PAD][PAD]", "123"), ("12[EOS]3", "12"),
+        ("", ""), ("[EOS]", ""), ("[PAD]", ""), ("[EOS]123", ""), ("12[PAD]3", ""), ("[PAD]12[EOS]", ""),
+        ("1+2[EOS]", ""), ("=", ""), ("12=[EOS]", ""), ("٣[EOS]", ""),
+    ],
+)  # fmt: skip
+def test_what_the_answer_of_a_text_is(output, answer):
+    assert read_answer(output) == answer
+
+
+def test_rewards_are_one_for_the_answer_only_and_bounded():
+    outputs = ["7[EOS]", "0[EOS]", "", "[EOS]", "1+[EOS]", "7[PAD]7", "77777", "07[EOS]", "70[EOS]", "1998[EOS]"]
+    for reward in (accuracy_reward, digit_accuracy_reward, distance_accuracy_reward):
+        for answer in ("0", "7", "1998"):
+            for output in outputs:
+                value = reward(output, answer)
+                assert 0.0 <= value <= 1.0, (reward.__name__, output, answer)
+                assert (value == 1.0) == (output == answer + EOS), (reward.__name__, output, answer)
+
+
+def test_rewards_by_hand():
+    assert [digit_accuracy_reward(text, "957") for text in ("960[EOS]", "95", "9577")] == [1 / 3, 2 / 3, 3 / 4]
+    assert distance_accuracy_reward("960[EOS]", "957") == pytest.approx(1 - 3 / 960)
+    assert distance_accuracy_reward("0[EOS]", "0") == 1.0 and distance_accuracy_reward("5", "0") == 0.0
+    forms = {"123[EOS]": 1, "123[EOS][PAD]": 1, "123": 0, "[EOS]": 0, "1[PAD][EOS]": 0, "1[EOS]2": 0, "1[EOS][EOS]": 0}
+    assert {text: reward_format(text) for text in forms} == forms
+
+
+def test_rewards_come_in_groups_with_weights():
+    texts = ["957[EOS]", "960", "24[EOS]", ""]
+    found = compute_rewards(texts, ["957", "24"], digit_accuracy_reward, format_weight=0.25)
+    torch.testing.assert_close(found, torch.tensor([[1.0, 0.25], [1.0, 0.0]]))
+    with pytest.raises(ValueError, match="3 texts"):
+        compute_rewards(texts[:3], ["957", "24"])
+
+
+def test_carries():
+    def slowly(a, b):
+        return sum((a % 10**k) + (b % 10**k) >= 10**k for k in range(1, 6))
+
+    for a, b in [(0, 0), (999, 1), (555, 455), (123, 321), (95, 7)]:
+        assert count_carries(a, b) == slowly(a, b)
+
+
+# --- the base model -------------------------------------------------------------------------------
+
+
+def test_the_base_model_is_right_about_two_times_in_five(base):
+    assert 0.3 < evaluate(base, addition_problems(1000, "test", seed=1)) < 0.5
+
+
+def test_the_shipped_base_has_the_lab_s_architecture(base):
+    assert {k: base.cfg[k] for k in addition.ADDITION_CONFIG} == addition.ADDITION_CONFIG
+
+
+def test_pretraining_lowers_the_loss_and_is_repeatable(tmp_path):
+    runs = []
+    for _ in range(2):
+        model = addition.new_addition_model(seed=1)
+        before = next_token_loss(model, *addition.training_batch(addition_problems(64))).mean().item()
+        with pytest.raises(RuntimeError, match="20 steps"):
+            addition.pretrain_addition(model, max_steps=20, batch_size=32, check_every=10)
+        after = next_token_loss(model, *addition.training_batch(addition_problems(64))).mean().item()
+        runs.append(state(model))
+    assert before == pytest.approx(math.log(14), abs=0.3) and after < before - 0.2
+    assert torch.equal(*runs)
+
+
+def test_the_base_model_is_made_by_one_call(tmp_path, monkeypatch):
+    monkeypatch.setattr(addition, "pretrain_addition", lambda model, seed: [(25, 1.0, 0.4)])
+    made = load_model(addition.make_addition_base(tmp_path / "made", seed=3))
+    assert torch.equal(state(made), state(addition.new_addition_model(3)))
+    card = (tmp_path / "made" / "README.md").read_text()
+    assert "seed 3: 25 steps" in card and "0.0%" in card
+
+
+def test_a_batch_marks_the_answers_and_their_end():
+    ids, mask = addition.training_batch([("616+989=", "1605"), ("004+020=", "24")])
+    tokenizer = CharacterLevelTokenizer()
+    assert [tokenizer.decode(row) for row in ids.tolist()] == ["616+989=1605[EOS]", "004+020=24[EOS][PAD][PAD]"]
+    assert [tokenizer.decode(row[m].tolist()) for row, m in zip(ids, mask, strict=True)] == ["1605[EOS]", "24[EOS]"]
+
+
+# --- the methods ----------------------------------------------------------------------------------
+
+
+def small(recipe, **changes):
+    return replace(recipe, steps=1, prompts_per_step=16, num_rollouts=4, **changes)
+
+
+@pytest.mark.parametrize("name", [*RECIPES, *(name for name in METHODS if name not in RECIPES)])
+def test_one_step_of_every_method_has_finite_gradients_and_moves_the_weights(name, base):
+    method = METHODS.get(name, RECIPES["grpo"].method)
+    recipe = small(RECIPES.get(name, RECIPES["grpo"]))
+    recipe = recipe if name in RECIPES else replace(recipe, method=method.changed(kl_coef=0.0))
+    before = state(base)
+    optimizer = torch.optim.AdamW(base.parameters(), lr=1e-4)
+    torch.manual_seed(0)
+    metrics = policy_step(base, optimizer, addition_problems(16), recipe)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in base.parameters())
+    assert state(base).isfinite().all() and not torch.equal(state(base), before)
+    assert 0 <= metrics["reward"] <= 1 and 0 < metrics["signal"] <= 1 and 1 <= metrics["tokens"] <= MAX_NEW_TOKENS
+
+
+def test_the_step_has_the_gradient_of_vanilla_grpo(base):
+    problems = addition_problems(16)
+    torch.manual_seed(0)
+    prompts, answers = zip(*problems, strict=True)
+    rollouts = sample_batch(base, CharacterLevelTokenizer(), prompts, "cpu", 8, MAX_NEW_TOKENS, 1.0, None)
+    rewards = compute_rewards(rollouts.texts, answers, format_weight=0.0)
+    loss = policy_gradient_loss(response_logprobs(base, rollouts), group_advantages(rewards).flatten(), rollouts.mask)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(base.parameters(), 1.0)
+    expected = [p.grad.clone() for p in base.parameters()]
+    torch.manual_seed(0)
+    optimizer = torch.optim.SGD(base.parameters(), lr=0.0)
+    policy_step(base, optimizer, problems, addition_rl.Recipe(METHODS["grpo"], num_rollouts=8))
+    for p, grad in zip(base.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, grad, atol=1e-5, rtol=1e-3)
+
+
+def test_a_step_without_signal_leaves_the_weights_alone(base):
+    before = state(base)
+    optimizer = torch.optim.AdamW(base.parameters(), lr=1e-2)
+    recipe = small(RECIPES["grpo"], reward_fun=lambda output, answer: 1.0)
+    recipe = replace(recipe, method=METHODS["rloo"])
+    assert policy_step(base, optimizer, addition_problems(8), recipe)["signal"] == 0.0
+    assert torch.equal(state(base), before)
+
+
+def test_runs_are_appended_once_and_can_be_taken_up_again(tmp_path, monkeypatch):
+    trained = []
+
+    def quick(recipe, seed, **options):
+        trained.append(seed)
+        return train_recipe(small(recipe), seed, num_problems=20, **options)
+
+    monkeypatch.setattr(addition_rl, "train_recipe", quick)
+    path = tmp_path / "results.csv"
+    run_methods(path, ["rloo"], 1, report=lambda line: None)
+    run_methods(path, ["rloo", "raft"], 2, report=lambda line: None)
+    assert trained == [0, 0, 1, 1]
+    rows = read_comparison(path)
+    runs = {(row["method"], row["seed"]) for row in rows}
+    assert runs == {(m, s) for m in ("rloo", "raft") for s in ("0", "1")} and len(rows) == 2 * len(runs)
+    with pytest.raises(ValueError, match="unknown method"):
+        run_methods(path, ["dpo"], 1)
+
+
+def test_the_shipped_results_are_whole_runs_of_the_recipes():
+    rows = read_comparison(addition_rl.RESULTS)
+    assert tuple(rows[0]) == COLUMNS
+    runs = {(row["method"], row["seed"]) for row in rows}
+    assert runs and {method for method, _ in runs} <= set(RECIPES)
+    for name, seed in runs:
+        run = [row for row in rows if (row["method"], row["seed"]) == (name, seed)]
+        assert [int(run[0]["step"]), int(run[-1]["step"])] == [0, RECIPES[name].steps]
+        assert 0.3 < float(run[0]["accuracy"]) < 0.5 < float(run[-1]["accuracy"])
+
+
+# --- DPO ------------------------------------------------------------------------------------------
+
+
+def test_pairs_are_the_first_best_and_the_first_worst_of_groups_that_differ():
+    rewards = torch.tensor([[0.2, 1.0, 1.0, 0.2], [1.0, 1.0, 1.0, 1.0], [0.5, 0.0, 0.0, 0.2]])
+    chosen, rejected = choose_pairs(rewards)
+    assert chosen.tolist() == [1, 8] and rejected.tolist() == [0, 9]
+    assert [len(rows) for rows in choose_pairs(torch.ones(3, 2))] == [0, 0]
+
+
+def test_sampled_pairs_share_their_prompt_and_are_right_and_worse(base):
+    torch.manual_seed(0)
+    problems = addition_problems(40)
+    answers = dict(problems)
+    chosen, rejected = sample_pairs(base, problems, num_rollouts=4)
+    assert torch.equal(chosen.prompt_ids, rejected.prompt_ids) and 0 < len(chosen.texts) <= 40
+    for ids, good, bad in zip(chosen.prompt_ids.tolist(), chosen.texts, rejected.texts, strict=True):
+        answer = answers[CharacterLevelTokenizer().decode(ids)]
+        rewards = compute_rewards([good, bad], [answer])[0]
+        assert rewards[0] > rewards[1]
+
+
+@pytest.mark.parametrize("beta", [0.01, 0.1, 1.0])
+def test_dpo_is_log_2_where_policy_and_reference_are_equal(beta):
+    torch.manual_seed(0)
+    chosen, rejected = -10 * torch.rand(2, 7, dtype=torch.float64)
+    assert compute_loss_dpo(chosen, rejected, chosen, rejected, beta).item() == pytest.approx(math.log(2), abs=1e-12)
+
+
+def test_dpo_on_the_base_model_begins_at_log_2(base):
+    torch.manual_seed(0)
+    metrics = train_dpo(base, sample_pairs(base, addition_problems(64)), lr=1e-6)
+    assert metrics[0]["loss"] == pytest.approx(math.log(2), abs=1e-4) and abs(metrics[0]["margin"]) < 1e-3
+
+
+def test_gradients_of_dpo_and_ipo_are_those_of_the_formulas():
+    torch.manual_seed(0)
+    chosen, rejected, ref_chosen, ref_rejected = torch.randn(4, 5, dtype=torch.float64).requires_grad_()
+    w, lo = chosen - ref_chosen, rejected - ref_rejected
+    for beta in (0.1, 0.7):
+        formula = -torch.log(1 / (1 + torch.exp(-(beta * w - beta * lo)))).sum() / 5
+        ours = compute_loss_dpo(chosen, rejected, ref_chosen, ref_rejected, beta)
+        arguments = (chosen, rejected)
+        expected = torch.autograd.grad(formula, arguments, retain_graph=True)
+        torch.testing.assert_close(torch.autograd.grad(ours, arguments), expected)
+        formula = sum((w[i] - lo[i] - 1 / (2 * beta)) ** 2 for i in range(5)) / 5
+        ours = compute_loss_ipo(chosen, rejected, ref_chosen, ref_rejected, beta)
+        expected = torch.autograd.grad(formula, arguments, retain_graph=True)
+        torch.testing.assert_close(torch.autograd.grad(ours, arguments), expected)
+
+
+def test_ipo_is_zero_at_its_target_margin():
+    zero = torch.zeros(1)
+    assert compute_loss_ipo(torch.tensor([5.0]), zero, zero, zero, beta=0.1).item() == 0.0
+
+
+def test_dpo_stays_finite_for_pairs_far_on_the_wrong_side():
+    far, zero = torch.tensor([-1e4], requires_grad=True), torch.zeros(1)
+    loss = compute_loss_dpo(far, zero, zero, zero, beta=1.0)
+    assert loss.item() == pytest.approx(1e4) and torch.autograd.grad(loss, far)[0].item() == pytest.approx(-1.0)
+
+
+@pytest.mark.parametrize("loss_function", [compute_loss_dpo, compute_loss_ipo])
+def test_training_on_pairs_widens_the_margin_and_leaves_the_reference_alone(base, loss_function):
+    torch.manual_seed(0)
+    pairs = sample_pairs(base, addition_problems(48))
+    frozen = copy.deepcopy(base)
+    metrics = train_dpo(base, pairs, epochs=8, lr=1e-3, loss_function=loss_function)
+    assert metrics[-1]["margin"] > 0.5
+    with torch.no_grad():
+        gaps = [sequence_logps(base, side) - sequence_logps(frozen, side) for side in pairs]
+    assert (gaps[0] - gaps[1]).mean() > 0.5
+
+
+# --- the checks of the exercises ------------------------------------------------------------------
+
+BOOK = {
+    "count_carries": addition.count_carries,
+    "digit_accuracy_reward": addition.digit_accuracy_reward,
+    "distance_accuracy_reward": addition.distance_accuracy_reward,
+    "leave_one_out_baseline": addition_rl.leave_one_out_baseline,
+    "raft_loss": addition_rl.raft_loss,
+    "choose_pairs": addition_dpo.choose_pairs,
+    "compute_loss_dpo": addition_dpo.compute_loss_dpo,
+    "compute_loss_ipo": addition_dpo.compute_loss_ipo,
+}
+
+
+def check(name):
+    return getattr(addition_checks, f"check_{name}")
+
+
+def test_every_check_has_its_exercise():
+    checks = {name for name in dir(addition_checks) if name.startswith("check_")}
+    assert checks == {f"check_{name}" for name in BOOK} | {"check_function"}
+
+
+@pytest.mark.parametrize("name", BOOK)
+def test_a_right_function_is_kept(name, capsys):
+    def mine(*arguments, **options):
+        return BOOK[name](*arguments, **options)
+
+    assert check(name)(mine) is mine
+    assert f"{name} is right" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", BOOK)
+@pytest.mark.parametrize("result", [None, -1.0, "text", torch.tensor([[9.0]]), (), float("nan")])
+def test_a_wrong_function_is_told_what_was_expected_and_replaced(name, result, capsys):
+    assert check(name)(lambda *arguments: result) is BOOK[name]
+    assert "expected" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", BOOK)
+def test_an_unwritten_or_broken_function_is_replaced(name, capsys):
+    def unwritten(*arguments):
+        raise NotImplementedError
+
+    assert check(name)(unwritten) is BOOK[name]
+    assert f"{name} is not written yet" in capsys.readouterr().out
+    assert check(name)(lambda: None) is BOOK[name]
+    assert "TypeError" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["compute_loss_dpo", "compute_loss_ipo"])
+def test_a_loss_without_gradient_is_noticed(name, capsys):
+    def detached(*arguments):
+        return BOOK[name](*(a.detach() if torch.is_tensor(a) else a for a in arguments))
+
+    assert check(name)(detached) is BOOK[name]
+    assert "detached" in capsys.readouterr().out
+
+
+# Mistakes that readers make; each must be caught.
+WRONG = {
+    "count_carries": [
+        lambda a, b: sum(int(x) + int(y) >= 10 for x, y in zip(str(a)[::-1], str(b)[::-1], strict=False)),
+        lambda a, b: sum(map(int, str(a))) + sum(map(int, str(b))) - sum(map(int, str(a + b))),
+    ],
+    "digit_accuracy_reward": [
+        lambda output, answer: sum(x == y for x, y in zip(output, answer, strict=False)) / len(answer),
+        lambda output, answer: sum(x == y for x, y in zip(read_answer(output), answer, strict=False)) / len(answer),
+    ],
+    "distance_accuracy_reward": [
+        lambda output, answer: 1 - abs(int(read_answer(output) or 0) - int(answer)) / max(1, int(answer)),
+        lambda output, answer: abs(int(read_answer(output)) - int(answer)) / max(int(read_answer(output)), int(answer)),
+    ],
+    "leave_one_out_baseline": [
+        lambda rewards: rewards.mean(dim=1, keepdim=True).expand_as(rewards),
+        lambda rewards: rewards.sum(dim=1, keepdim=True) / (rewards.shape[1] - 1) - rewards,
+    ],
+    "raft_loss": [
+        lambda logps, mask, rewards: -(logps * mask * rewards[:, None]).sum() / mask.sum(),
+        lambda logps, mask, rewards: -(logps * rewards[:, None]).sum() / (mask * rewards[:, None]).sum(),
+    ],
+    "choose_pairs": [
+        lambda rewards: (rewards.argmax(dim=1), rewards.argmin(dim=1)),
+        lambda rewards: choose_pairs(-rewards),
+    ],
+    "compute_loss_dpo": [
+        lambda c, r, rc, rr, beta: -torch.log(torch.sigmoid(beta * ((c - rc) - (r - rr)))).mean(),
+        lambda c, r, rc, rr, beta: compute_loss_dpo(r, c, rr, rc, beta),
+        lambda c, r, rc, rr, beta: compute_loss_dpo(c, r, rc, rr, 1.0),
+        lambda c, r, rc, rr, beta: 2 * compute_loss_dpo(c, r, rc, rr, beta),
+    ],
+    "compute_loss_ipo": [
+        lambda c, r, rc, rr, beta: (((c - rc) - (r - rr)) - 1 / beta).square().mean(),
+        lambda c, r, rc, rr, beta: (((c - rc) - (r - rr)) - beta / 2).square().mean(),
+    ],
+}
+
+
+@pytest.mark.parametrize("name, wrong", [(name, wrong) for name, several in WRONG.items() for wrong in several])
+def test_common_mistakes_are_caught(name, wrong):
+    assert check(name)(wrong) is BOOK[name]
+
+
+def test_raft_s_loss_is_a_row_of_the_one_loss():
+    torch.manual_seed(0)
+    logps, mask = -torch.rand(4, 5), (torch.arange(5) < torch.tensor([5, 2, 3, 1])[:, None]).float()
+    rewards = torch.tensor([1.0, 0.0, 1.0, 0.0])
+    torch.testing.assert_close(
+        addition_rl.raft_loss(logps, mask, rewards), policy_loss(logps, None, None, rewards, mask, METHODS["raft"])
+    )
