@@ -4,83 +4,11 @@ A check calls the function on a few small cases, never raises, and returns the f
 book's own, so that the notebook goes on either way.
 """
 
-import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from importlib import import_module
-from typing import Any
 
 import torch
 
-
-@dataclass
-class Case:
-    """One call of the reader's function: its arguments, and what it should return."""
-
-    arguments: tuple
-    expected: Any
-
-
-def check_function(function: Callable, name: str, module: str, cases: Sequence[Case]) -> Callable:
-    """Print a verdict on `function`; returns it when all cases are right, else `rfs_utils.<module>`'s of that name."""
-    problem = find_problem(function, name, cases)
-    if problem is None:
-        print(f"{name} is right in all {len(cases)} cases.")
-        return function
-    return with_the_book(problem, name, module)
-
-
-def with_the_book(problem: str, name: str, module: str) -> Callable:
-    """Say what is wrong, and hand the book's function back."""
-    print(f"{problem} The notebook goes on with the book's version.")
-    return getattr(import_module(f"rfs_utils.{module}"), name)
-
-
-def find_problem(function: Callable, name: str, cases: Sequence[Case]) -> str | None:
-    """The first wrong case as a sentence, or None when all are right."""
-    for case in cases:
-        call = f"{name}({', '.join(map(show, case.arguments))})"
-        try:
-            found = function(*copy.deepcopy(case.arguments))  # a copy, in case it changes them
-            right = same(found, case.expected)
-        except NotImplementedError:
-            return f"{name} is not written yet."
-        except Exception as error:  # whatever a first draft may raise
-            return f"{call} raised {type(error).__name__}: {error}; expected {show(case.expected)}."
-        if not right:
-            return f"{call} gave {show(found)}; expected {show(case.expected)}."
-    return None
-
-
-def same(found: object, expected: object) -> bool:
-    """Equality, for numbers and tensors up to rounding; a tensor's shape counts, its dtype does not."""
-    if isinstance(expected, tuple):
-        return isinstance(found, (tuple, list)) and len(found) == len(expected) and all(map(same, found, expected))
-    if isinstance(expected, torch.Tensor):
-        if not isinstance(found, torch.Tensor) or found.shape != expected.shape:
-            return False
-        return torch.allclose(found.double(), expected.double(), rtol=1e-4, atol=1e-5)
-    if isinstance(found, torch.Tensor) and found.numel() != 1:
-        return False
-    try:
-        return abs(float(found) - float(expected)) < 1e-5
-    except (TypeError, ValueError):
-        return False
-
-
-def show(value: object) -> str:
-    """A value as a reader would write it, tensors as rounded lists."""
-    if isinstance(value, torch.Tensor):
-        return str(rounded(value.tolist()))
-    if isinstance(value, tuple):
-        return f"({', '.join(map(show, value))})"
-    return str(rounded(value)) if isinstance(value, float) else repr(value)
-
-
-def rounded(value):
-    """Numbers, also in nested lists, to four places."""
-    return [rounded(v) for v in value] if isinstance(value, list) else round(value, 4)
-
+from .checks import Case, check_function, find_problem, with_the_book
 
 # --- exercises/addition.ipynb ---------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ __all__ = ['METRICS', 'Run', 'KL_KINDS', 'METHODS', 'moving_average', 'plot_grpo
            'importance_ratio', 'kl_estimate', 'reward_format', 'Method', 'reward_baseline', 'compute_advantages',
            'loss_total', 'policy_loss', 'soft_overlong_penalty']
 
-# %% ../ch07/ch07.ipynb #662dd7d2
+# %% ../ch07/ch07.ipynb #860d5040
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -16,6 +16,7 @@ from pathlib import Path
 import matplotlib
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .ch06 import group_advantages
 from .plots import CYCLE, STYLE, read_metrics, tint
@@ -29,12 +30,12 @@ def moving_average(values: Sequence[float], window: int) -> list[float]:
     parts = [values[max(0, i + 1 - window) : i + 1] for i in range(len(values))]
     return [sum(part) / len(part) for part in parts]
 
-# %% ../ch07/ch07.ipynb #bc030537
+# %% ../ch07/ch07.ipynb #e0886dec
 METRICS = {  # column of metrics.csv: panel title
     "reward_avg": "Mean reward", "accuracy": "Right answers (share)", "avg_response_len": "Response length (tokens)",
     "eval_accuracy": "Held-out accuracy", "entropy": "Entropy", "zero_signal_groups": "Groups without signal (share)",
     "truncated": "Truncated answers (share)", "grad_norm": "Gradient norm", "clip_fraction": "Clipped tokens (share)",
-    "kl": "KL from the start", "lr": "Learning rate",
+    "kl": "KL from the start", "lr": "Learning rate", "reward_format": "In the format (share)",
 }  # fmt: skip
 Run = str | Path | dict  # the path of a metrics.csv, or its columns
 
@@ -59,8 +60,9 @@ def plot_grpo_metrics(
                 ax.set_title(METRICS.get(column, column))
                 draw_band(ax, [steps_and_values(table, column, window) for table in tables], label, color)
         all_axes[-1].set_xlabel("Training step")
-        if len(groups) > 1:
-            all_axes[0].legend()
+        all_axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        if len(groups) > 1:  # above the panels, where it hides nothing
+            all_axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1.2), ncols=3, borderaxespad=0)
     return fig
 
 # %% ../ch07/ch07.ipynb #61617cc6
