@@ -7,7 +7,7 @@ __all__ = ['PAD', 'EOS', 'NUM_DIGITS', 'MAX_NEW_TOKENS', 'Problem', 'ADDITION_CO
            'count_carries', 'read_answer', 'accuracy_reward', 'digit_accuracy_reward', 'distance_accuracy_reward',
            'reward_format', 'compute_rewards']
 
-# %% ../exercises/addition.ipynb #3ab30f82
+# %% ../exercises/addition.ipynb #92e548bd
 import random
 import re
 import time
@@ -24,7 +24,7 @@ from .models import WEIGHTS_DIR, load_model, save_model
 from .pretrain import next_token_loss
 from .qwen3 import QWEN3_CONFIG_TINY, Qwen3Model
 
-# %% ../exercises/addition.ipynb #0e193585
+# %% ../exercises/addition.ipynb #c91bf309
 PAD, EOS = "[PAD]", "[EOS]"
 
 
@@ -63,7 +63,7 @@ class CharacterLevelTokenizer:
         backend.add_special_tokens([PAD, EOS])
         return backend
 
-# %% ../exercises/addition.ipynb #c8a4db6f
+# %% ../exercises/addition.ipynb #b548517f
 NUM_DIGITS = 3
 MAX_NEW_TOKENS = NUM_DIGITS + 2  # the longest answer, 1998, has four digits; then comes [EOS]
 Problem = tuple[str, str]  # prompt and answer
@@ -79,7 +79,7 @@ def sample_datapoint(rng: random.Random, num_digits: int = NUM_DIGITS) -> Proble
     a, b = (rng.randrange(10**num_digits) for _ in range(2))
     return f"{a:0{num_digits}}+{b:0{num_digits}}=", str(a + b)
 
-# %% ../exercises/addition.ipynb #370cd385
+# %% ../exercises/addition.ipynb #d4c02232
 def addition_problems(count: int, split: str = "train", seed: int = 0, num_digits: int = NUM_DIGITS) -> list[Problem]:
     """Additions of one side of the split, "train" or "test"; the same list for the same arguments, everywhere."""
     if split not in ("train", "test"):
@@ -92,7 +92,7 @@ def addition_problems(count: int, split: str = "train", seed: int = 0, num_digit
             problems.append((prompt, answer))
     return problems
 
-# %% ../exercises/addition.ipynb #4e331746
+# %% ../exercises/addition.ipynb #c078d987
 ADDITION_CONFIG = QWEN3_CONFIG_TINY | {
     "vocab_size": 14, "context_length": 32,
 }
@@ -107,7 +107,7 @@ def new_addition_model(seed: int = 0) -> Qwen3Model:
             torch.nn.init.normal_(weight, std=0.02)
     return model
 
-# %% ../exercises/addition.ipynb #3efd55c5
+# %% ../exercises/addition.ipynb #9dc268fe
 def greedy_answers(model: Qwen3Model, prompts: Sequence[str]) -> list[str]:
     """The greedy answer to each prompt, special tokens included."""
     tokenizer, device = CharacterLevelTokenizer(), model.tok_emb.weight.device
@@ -122,7 +122,7 @@ def evaluate(model: Qwen3Model, problems: Sequence[Problem]) -> float:
     texts = greedy_answers(model, [prompt for prompt, _ in problems])
     return sum(text == answer + EOS for text, (_, answer) in zip(texts, problems, strict=True)) / len(problems)
 
-# %% ../exercises/addition.ipynb #938f927f
+# %% ../exercises/addition.ipynb #44a83ee3
 def training_batch(problems: Sequence[Problem]) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and the mask of the answers, [EOS] included, each (problems, tokens), padded on the right."""
     tokenizer = CharacterLevelTokenizer()
@@ -135,7 +135,7 @@ def training_batch(problems: Sequence[Problem]) -> tuple[torch.Tensor, torch.Ten
     place = torch.arange(ids.shape[1])
     return ids, (place >= starts[:, None]) & (place < lengths[:, None])
 
-# %% ../exercises/addition.ipynb #86d7d67e
+# %% ../exercises/addition.ipynb #c32f0c11
 def pretrain_addition(
     model: Qwen3Model,
     target: float = 0.4,
@@ -168,7 +168,7 @@ def pretrain_addition(
                 return checks
     raise RuntimeError(f"the accuracy is {checks[-1][2]:.1%} after {max_steps} steps; expected {target:.0%}")
 
-# %% ../exercises/addition.ipynb #6bebd551
+# %% ../exercises/addition.ipynb #5d17ec21
 CARD = """---
 license: apache-2.0
 library_name: transformers
@@ -200,7 +200,7 @@ def load_addition_base() -> tuple[Qwen3Model, CharacterLevelTokenizer]:
     """The shipped base model of the lab, in eval mode on the CPU, and its tokenizer."""
     return load_model(WEIGHTS_DIR / "addition-base"), CharacterLevelTokenizer()
 
-# %% ../exercises/addition.ipynb #e5df1616
+# %% ../exercises/addition.ipynb #b90e8e1e
 def count_carries(a: int, b: int) -> int:
     """How many places carry when a and b, both 0 or more, are added on paper: 3 for 999 + 1, none for 123 + 321."""
     carries = carry = 0
@@ -210,24 +210,24 @@ def count_carries(a: int, b: int) -> int:
         a, b = a // 10, b // 10
     return carries
 
-# %% ../exercises/addition.ipynb #8b9fa0ab
+# %% ../exercises/addition.ipynb #b87a44e3
 def read_answer(output: str) -> str:
     """The digits before the first [EOS] of a text, or before padding at its end; "" when anything else is there."""
     text = re.sub(r"(\[PAD\])+$", "", output.split(EOS)[0])
     return text if re.fullmatch(r"[0-9]+", text) else ""
 
-# %% ../exercises/addition.ipynb #8821acc1
+# %% ../exercises/addition.ipynb #b836a623
 def accuracy_reward(output: str, answer: str) -> float:
     """1.0 when the text's answer is exactly `answer`, else 0.0."""
     return float(read_answer(output) == answer)
 
-# %% ../exercises/addition.ipynb #d6a13657
+# %% ../exercises/addition.ipynb #7910fe51
 def digit_accuracy_reward(output: str, answer: str) -> float:
     """Share of places, from the left, with the right digit, of the longer of the text's answer and `answer`; 0 to 1."""
     given = read_answer(output)
     return sum(x == y for x, y in zip(given, answer, strict=False)) / max(len(given), len(answer))
 
-# %% ../exercises/addition.ipynb #e2f2b862
+# %% ../exercises/addition.ipynb #dabdef07
 def distance_accuracy_reward(output: str, answer: str) -> float:
     """1 - |given - answer| / max(given, answer): 1 for the exact number, 0 for none or one with leading zeros."""
     given = read_answer(output)
@@ -237,12 +237,12 @@ def distance_accuracy_reward(output: str, answer: str) -> float:
         return 1.0
     return 1 - abs(int(given) - int(answer)) / max(int(given), int(answer))
 
-# %% ../exercises/addition.ipynb #c0d01850
+# %% ../exercises/addition.ipynb #a2357fe4
 def reward_format(output: str) -> float:
     """1.0 for digits, [EOS], and nothing but padding after it, else 0.0."""
     return float(bool(re.fullmatch(r"[0-9]+\[EOS\](\[PAD\])*", output)))
 
-# %% ../exercises/addition.ipynb #3ba1d250
+# %% ../exercises/addition.ipynb #24a3266c
 def compute_rewards(
     outputs: Sequence[str],
     answers: Sequence[str],

@@ -4,7 +4,7 @@
 __all__ = ['Pairs', 'PreferenceLoss', 'choose_pairs', 'sample_pairs', 'sequence_logps', 'compute_loss_dpo', 'train_dpo',
            'compute_loss_ipo']
 
-# %% ../exercises/addition_dpo.ipynb #3ced288c
+# %% ../exercises/addition_dpo.ipynb #279759aa
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,7 +15,7 @@ from .ch06 import Rollouts, response_logprobs
 from .lean import rollout_logprobs, sample_rollouts, select_rollouts
 from .qwen3 import Qwen3Model
 
-# %% ../exercises/addition_dpo.ipynb #13c12ebb
+# %% ../exercises/addition_dpo.ipynb #f3362668
 def choose_pairs(rewards: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of the best and of the worst rollout, (P,) each, of the P groups of rewards, (B, G), that differ."""
     groups, size = rewards.shape
@@ -25,7 +25,7 @@ def choose_pairs(rewards: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     differ = (rewards != rewards[:, :1]).any(dim=1)
     return (start + best)[differ], (start + worst)[differ]
 
-# %% ../exercises/addition_dpo.ipynb #a46e1a0a
+# %% ../exercises/addition_dpo.ipynb #00cd009e
 Pairs = tuple[Rollouts, Rollouts]  # chosen and rejected, row by row for the same prompts
 
 
@@ -38,12 +38,12 @@ def sample_pairs(model: Qwen3Model, problems: Sequence[Problem], num_rollouts: i
     chosen, rejected = choose_pairs(compute_rewards(rollouts.texts, answers))
     return select_rollouts(rollouts, chosen), select_rollouts(rollouts, rejected)
 
-# %% ../exercises/addition_dpo.ipynb #bfe5299d
+# %% ../exercises/addition_dpo.ipynb #28a442b6
 def sequence_logps(model: Qwen3Model, rollouts: Rollouts) -> torch.Tensor:
     """Summed log-probabilities of the response tokens, (N,), with gradient."""
     return (response_logprobs(model, rollouts) * rollouts.mask).sum(dim=1)
 
-# %% ../exercises/addition_dpo.ipynb #874295a2
+# %% ../exercises/addition_dpo.ipynb #ffd614c9
 def compute_loss_dpo(
     chosen: torch.Tensor,
     rejected: torch.Tensor,
@@ -55,7 +55,7 @@ def compute_loss_dpo(
     margin = (chosen - ref_chosen) - (rejected - ref_rejected)
     return -F.logsigmoid(beta * margin).mean()
 
-# %% ../exercises/addition_dpo.ipynb #415ee713
+# %% ../exercises/addition_dpo.ipynb #98ad5daf
 PreferenceLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
 
 
@@ -91,7 +91,7 @@ def train_dpo(
         metrics.append({"step": step + 1, "loss": loss.item(), "margin": margin, **means})
     return metrics
 
-# %% ../exercises/addition_dpo.ipynb #b2ea84b1
+# %% ../exercises/addition_dpo.ipynb #51f3daa1
 def compute_loss_ipo(
     chosen: torch.Tensor,
     rejected: torch.Tensor,

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['RECIPES', 'RESULTS', 'Recipe', 'policy_step', 'leave_one_out_baseline', 'raft_loss', 'train_recipe', 'run_methods']
 
-# %% ../exercises/addition_rl.ipynb #7dea91bd
+# %% ../exercises/addition_rl.ipynb #7267329a
 import csv
 import time
 from collections.abc import Callable, Sequence
@@ -24,12 +24,12 @@ from rfs_utils.addition import (
 )
 from .ch06 import sample_batch
 from .ch07 import METHODS, Method, compute_advantages, loss_total, policy_loss
-from .compare import COLUMNS, mean_and_interval, read_comparison
+from .compare import COLUMNS, read_comparison
 from .lean import backpropagate
 from .models import WEIGHTS_DIR
 from .qwen3 import Qwen3Model
 
-# %% ../exercises/addition_rl.ipynb #fcd18808
+# %% ../exercises/addition_rl.ipynb #798ef613
 @dataclass(frozen=True)
 class Recipe:
     """A method and what it is trained with; `lr` climbs for ten steps and then falls linearly to zero."""
@@ -42,7 +42,7 @@ class Recipe:
     lr: float = 1.5e-3
     reward_fun: Callable[[str, str], float] = accuracy_reward
 
-# %% ../exercises/addition_rl.ipynb #fa754848
+# %% ../exercises/addition_rl.ipynb #587bf9a9
 def policy_step(
     model: Qwen3Model, optimizer: torch.optim.Optimizer, problems: Sequence[Problem], recipe: Recipe
 ) -> dict[str, float]:
@@ -72,18 +72,18 @@ def policy_step(
     tokens = rollouts.lengths.float().mean().item()
     return {"reward": rewards.mean().item(), "tokens": tokens, "signal": len(rows) / rewards.numel()}
 
-# %% ../exercises/addition_rl.ipynb #4ed98f4a
+# %% ../exercises/addition_rl.ipynb #70fc82af
 def leave_one_out_baseline(rewards: torch.Tensor) -> torch.Tensor:
     """Mean reward of the others of the group, (B, G), for rewards (B, G) with G of at least 2; arXiv 2402.14740."""
     return (rewards.sum(dim=1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
 
-# %% ../exercises/addition_rl.ipynb #265379a8
+# %% ../exercises/addition_rl.ipynb #c62247a8
 def raft_loss(logps: torch.Tensor, mask: torch.Tensor, rewards: torch.Tensor) -> torch.Tensor:
     """Mean of -log-prob, a scalar, over the tokens of rewarded rollouts; logps and mask (N, T), rewards (N,)."""
     kept = mask * (rewards > 0)[:, None]
     return -(logps * kept).sum() / kept.sum().clamp(min=1)
 
-# %% ../exercises/addition_rl.ipynb #8e5ec62f
+# %% ../exercises/addition_rl.ipynb #467bf44e
 RECIPES = {
     "grpo": Recipe(METHODS["grpo"], steps=200, updates_per_step=2),
     "rloo": Recipe(METHODS["rloo"]),
@@ -93,7 +93,7 @@ RECIPES = {
     "asymmetric": Recipe(METHODS["asymmetric"].changed(negative_weight=0.1), lr=2e-3),
 }
 
-# %% ../exercises/addition_rl.ipynb #337394d2
+# %% ../exercises/addition_rl.ipynb #7ab65032
 def train_recipe(recipe: Recipe, seed: int = 0, num_problems: int = 1000, evaluate_every: int = 10) -> list[dict]:
     """Train the shipped base model by a recipe; returns a row for the start and every evaluation.
 
@@ -122,7 +122,7 @@ def train_recipe(recipe: Recipe, seed: int = 0, num_problems: int = 1000, evalua
             since = []
     return rows
 
-# %% ../exercises/addition_rl.ipynb #f6d84a29
+# %% ../exercises/addition_rl.ipynb #dfba86c5
 RESULTS = WEIGHTS_DIR.parent / "results" / "addition.csv"
 
 

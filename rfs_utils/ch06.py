@@ -5,7 +5,7 @@ __all__ = ['sample_tokens', 'Rollouts', 'sample_batch', 'sample_response', 'rewa
            'token_logprobs', 'response_logprobs', 'policy_gradient_loss', 'compute_grpo_loss', 'update_weights',
            'save_checkpoint', 'append_csv_metrics', 'held_out_metrics', 'log_step', 'train_rlvr_grpo']
 
-# %% ../ch06/ch06.ipynb #6e5fd9b1
+# %% ../ch06/ch06.ipynb #66d4a282
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from .qwen3 import KVCache, Qwen3Model
 from .sampling import check_group, check_sampling, choose_token, top_p_filter
 from .tokenizer import Qwen3Tokenizer
 
-# %% ../ch06/ch06.ipynb #ee7584fb
+# %% ../ch06/ch06.ipynb #6bf4f045
 def sample_tokens(
     model: Callable[..., torch.Tensor],
     logits: torch.Tensor,
@@ -80,7 +80,7 @@ class Rollouts:
         positions = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         return (positions[None, :] < self.lengths[:, None]).float()
 
-# %% ../ch06/ch06.ipynb #7e819096
+# %% ../ch06/ch06.ipynb #bdcc5011
 @torch.no_grad()
 def sample_batch(
     model: Qwen3Model,

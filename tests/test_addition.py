@@ -35,7 +35,7 @@ from rfs_utils.addition_dpo import (
 from rfs_utils.addition_rl import RECIPES, policy_step, run_methods, train_recipe
 from rfs_utils.ch06 import group_advantages, policy_gradient_loss, response_logprobs, sample_batch
 from rfs_utils.ch07 import METHODS, policy_loss
-from rfs_utils.compare import COLUMNS, read_comparison
+from rfs_utils.compare import read_comparison
 from rfs_utils.models import load_model
 from rfs_utils.pretrain import next_token_loss
 
@@ -247,17 +247,6 @@ def test_runs_are_appended_once_and_can_be_taken_up_again(tmp_path, monkeypatch)
     assert runs == {(m, s) for m in ("rloo", "raft") for s in ("0", "1")} and len(rows) == 2 * len(runs)
     with pytest.raises(ValueError, match="unknown method"):
         run_methods(path, ["dpo"], 1)
-
-
-def test_the_shipped_results_are_whole_runs_of_the_recipes():
-    rows = read_comparison(addition_rl.RESULTS)
-    assert tuple(rows[0]) == COLUMNS
-    runs = {(row["method"], row["seed"]) for row in rows}
-    assert runs and {method for method, _ in runs} <= set(RECIPES)
-    for name, seed in runs:
-        run = [row for row in rows if (row["method"], row["seed"]) == (name, seed)]
-        assert [int(run[0]["step"]), int(run[-1]["step"])] == [0, RECIPES[name].steps]
-        assert 0.3 < float(run[0]["accuracy"]) < 0.5 < float(run[-1]["accuracy"])
 
 
 # --- DPO ------------------------------------------------------------------------------------------
