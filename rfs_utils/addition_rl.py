@@ -4,7 +4,6 @@
 __all__ = ['RECIPES', 'RESULTS', 'Recipe', 'policy_step', 'leave_one_out_baseline', 'raft_loss', 'train_recipe', 'run_methods']
 
 # %% ../exercises/addition_rl.ipynb #7267329a
-import csv
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from rfs_utils.addition import (
 )
 from .ch06 import sample_batch
 from .ch07 import METHODS, Method, compute_advantages, loss_total, policy_loss
-from .compare import COLUMNS, read_comparison
+from .compare import COLUMNS, append_rows, finished_runs
 from .lean import backpropagate
 from .models import WEIGHTS_DIR
 from .qwen3 import Qwen3Model
@@ -134,14 +133,10 @@ def run_methods(path: str | Path, names: Sequence[str], seeds: int, report: Call
     unknown = [name for name in names if name not in RECIPES]
     if unknown:
         raise ValueError(f"unknown method {unknown[0]!r}: known are {', '.join(RECIPES)}")
-    path = Path(path)
-    done = {(row["method"], int(row["seed"])) for row in read_comparison(path)} if path.exists() else set()
+    done = finished_runs(path)
     for name, seed in [(name, seed) for seed in range(seeds) for name in names]:
         if (name, seed) in done:
             continue
         rows = train_recipe(RECIPES[name], seed)
-        lines = [[name, seed, *(round(row[column], 4) for column in COLUMNS[2:])] for row in rows]
-        new = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(([COLUMNS] if new else []) + lines)
+        append_rows(path, [[name, seed, *(round(row[column], 4) for column in COLUMNS[2:])] for row in rows])
         report(f"{name:13} seed {seed}  accuracy {rows[-1]['accuracy']:.1%}  {rows[-1]['seconds']:.0f} s")

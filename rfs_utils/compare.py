@@ -60,17 +60,14 @@ def compare(methods: Sequence[str], seeds: int, config: TrainConfig, path: str |
     configs = [replace(config, method=method, seed=seed) for seed in range(seeds) for method in methods]
     for one in configs:
         one.check()
-    path = Path(path)
-    done = {(row["method"], int(row["seed"])) for row in read_comparison(path)} if path.exists() else set()
+    done = finished_runs(path)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         for one in configs:
             if (one.method, one.seed) not in done:
                 rows = evaluations(one)
-                new = not path.exists()
-                with path.open("a", newline="", encoding="utf-8") as file:
-                    csv.writer(file).writerows(([COLUMNS] if new else []) + rows)
+                append_rows(path, rows)
                 report(f"{one.method:22} seed {one.seed}  accuracy {rows[-1][5]:6.1%}  {rows[-1][4]:.1f} s")
     finally:
         torch.set_num_threads(threads)
@@ -86,6 +83,18 @@ def evaluations(config: TrainConfig) -> list[list]:
         for step, seconds, accuracy, tokens, reward in zip(*(run[name] for name in names), strict=True)
         if accuracy is not None
     ]  # fmt: skip
+
+
+def finished_runs(path: str | Path) -> set[tuple[str, int]]:
+    """Method and seed of the runs in a comparison's CSV, which need not exist yet."""
+    return {(row["method"], int(row["seed"])) for row in read_comparison(path)} if Path(path).exists() else set()
+
+
+def append_rows(path: str | Path, rows: Sequence[Sequence]) -> None:
+    """Add rows of COLUMNS to a comparison's CSV, with the header before the first ones."""
+    new = not Path(path).exists()
+    with Path(path).open("a", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([*([COLUMNS] if new else []), *rows])
 
 
 def read_comparison(path: str | Path) -> list[dict]:
