@@ -21,7 +21,11 @@ PINNED = {"PIP_CONSTRAINT": (ROOT / "requirements.txt").as_uri()}
 
 @pytest.fixture(scope="module")
 def bare_environment(tmp_path_factory):
-    """Its python, with torch and Jupyter, and a wheel of the package that is not installed in it."""
+    """Its python, with torch and Jupyter, a wheel of the package that is not installed in it, and a folder for Matplotlib.
+
+    Matplotlib keeps a list of the fonts it found, for all environments of a user, and warns when it has to make it anew or
+    when fonts are missing from it. With a list of its own, complete from the start, no cell has such a warning in its output.
+    """
     folder = tmp_path_factory.mktemp("colab")
     venv.create(folder / "venv", with_pip=True)
     python = folder / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
@@ -29,7 +33,10 @@ def bare_environment(tmp_path_factory):
     subprocess.run(install, check=True, env=os.environ | PINNED)
     wheel = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder / "wheel"), str(ROOT)]
     subprocess.run(wheel, check=True)
-    return python, next((folder / "wheel").glob("*.whl"))
+    fonts = folder / "matplotlib"
+    listed = [sys.executable, "-c", "import matplotlib.font_manager"]
+    subprocess.run(listed, check=True, env=os.environ | {"MPLCONFIGDIR": str(fonts)})
+    return python, next((folder / "wheel").glob("*.whl")), fonts
 
 
 NOTEBOOKS = all_notebooks()
@@ -38,12 +45,12 @@ PRACTICE = [practice_path(path) for path in NOTEBOOKS if has_solutions(path)]
 
 @pytest.mark.parametrize("path", [*NOTEBOOKS, *PRACTICE], ids=lambda p: p.stem)
 def test_notebook_runs_alone(path, bare_environment, tmp_path):
-    python, wheel = bare_environment
+    python, wheel, fonts = bare_environment
     shutil.copy(path, tmp_path)
     torch_version = [python, "-c", "import torch; print(torch.__version__, torch.__file__)"]
     before = subprocess.run(torch_version, check=True, capture_output=True, text=True).stdout
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
-    environment |= PINNED | {"RFS_SOURCE": str(wheel)}
+    environment |= PINNED | {"RFS_SOURCE": str(wheel), "MPLCONFIGDIR": str(fonts)}
     compare = "--nbval-lax" if path in PRACTICE else "--nbval"
     options = [compare, "--nbval-current-env", "--nbval-cell-timeout=900", "-p", "no:cacheprovider", "-q"]
     command = [python, "-m", "pytest", *options, path.name]
