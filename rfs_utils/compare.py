@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
-from .config import TrainConfig
+from .config import TrainConfig, format_config, read_config
 from .data import generate_tiny_problems
+from .download import write_atomically
 from .evaluate import evaluate_model
 from .learner import Learner, training_problems
 from .models import load_model_and_tokenizer
@@ -54,23 +55,43 @@ def short_run(
 def compare(methods: Sequence[str], seeds: int, config: TrainConfig, path: str | Path, report=print) -> None:
     """Train every method with every seed and append its evaluations to a CSV; runs that are there already are kept.
 
-    All run on one thread, and seconds are those of the processor: a busy machine then treats all methods alike.
-    Raises ValueError for unknown methods and for a file that is something else.
+    The settings stand in a TOML file beside it. All run on one thread, and seconds are those of the processor: a busy
+    machine then treats all methods alike. Raises ValueError for unknown methods, for a file that is something else or
+    cannot be written, and for one that was made with other settings.
     """
     configs = [replace(config, method=method, seed=seed) for seed in range(seeds) for method in methods]
     for one in configs:
         one.check()
     done = finished_runs(path)
+    keep_settings(path, config)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         for one in configs:
-            if (one.method, one.seed) not in done:
+            if (one.method, one.seed) in done:
+                report(f"{one.method:22} seed {one.seed}  is in {path} already")
+            else:
                 rows = evaluations(one)
                 append_rows(path, rows)
                 report(f"{one.method:22} seed {one.seed}  accuracy {rows[-1][5]:6.1%}  {rows[-1][4]:.1f} s")
     finally:
         torch.set_num_threads(threads)
+
+
+def keep_settings(path: str | Path, config: TrainConfig) -> None:
+    """Write the settings of a comparison beside its CSV; ValueError when they differ from those that are there."""
+    beside = Path(path).with_suffix(".toml")
+    same = replace(config, method=TrainConfig.method, seed=TrainConfig.seed, out=None)
+    if beside.exists():
+        made_with = TrainConfig(**read_config(beside))
+        for name, value in vars(same).items():
+            if value != getattr(made_with, name):
+                raise ValueError(
+                    f"{path} was made with {name} = {getattr(made_with, name)}, not {value}; choose another --csv"
+                )
+    elif Path(path).exists():
+        raise ValueError(f"{path} has no {beside.name} with its settings beside it; choose another --csv")
+    write_atomically(beside, format_config(same).encode())
 
 
 def evaluations(config: TrainConfig) -> list[list]:
@@ -118,14 +139,17 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
     return statistics.mean(values), factor * statistics.stdev(values) / math.sqrt(len(values))
 
 
-def summarise(path: str | Path) -> str:
+def summarise(path: str | Path, methods: Sequence[str] | None = None) -> str:
     """A table of a comparison: accuracy after equal rollouts and after equal seconds, mean and 95 % interval.
+
+    Of `methods`, or of all that the file has.
 
     Equal seconds are those of the fastest run; accuracy between evaluations is interpolated.
     """
     runs: dict[tuple[str, str], list[dict]] = defaultdict(list)
     for row in read_comparison(path):
-        runs[row["method"], row["seed"]].append(row)
+        if methods is None or row["method"] in methods:
+            runs[row["method"], row["seed"]].append(row)
     budget = min(float(rows[-1]["seconds"]) for rows in runs.values())
     by_method: dict[str, list[list[dict]]] = defaultdict(list)
     for (method, _), rows in runs.items():

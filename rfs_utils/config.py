@@ -4,6 +4,7 @@ import difflib
 import json
 import sys
 from dataclasses import asdict, dataclass, field, fields
+from importlib.util import find_spec
 from math import cos, pi
 from pathlib import Path
 
@@ -32,7 +33,7 @@ class TrainConfig:
 
     model: str = option("tiny-base", "tiny-base, tiny-reasoning, qwen3-0.6b-base, qwen3-0.6b, or a model directory")
     method: str = option("grpo", f"the algorithm: {', '.join(METHODS)}")
-    data: str = option("tiny", "training problems: tiny, math-train, or a JSON or JSON-lines file")
+    data: str = option("tiny", "training problems: tiny, math-train, or a JSON(-lines) file with problem and answer")
     eval_data: str = option("auto", "held-out problems: tiny, math500, or a file; auto follows the data")
     steps: int = option(50, "number of steps; each samples, rewards and updates")
     prompts_per_step: int = option(8, "problems in each step")
@@ -49,6 +50,7 @@ class TrainConfig:
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
     clip_low: float | None = option(None, "importance ratios are clipped below 1 - clip_low")
     clip_high: float | None = option(None, "importance ratios are clipped above 1 + clip_high")
+    negative_weight: float | None = option(None, "negative advantages are multiplied by this")
     kl_coef: float | None = option(None, "strength of the KL penalty towards the starting model")
     kl: str | None = option(None, f"how that KL is estimated: {', '.join(KL_KINDS)}")
     memory: str = option("auto", "auto fits the device and keeps small models in float32; low takes the least memory")
@@ -86,17 +88,18 @@ class TrainConfig:
         for name in ("lr", "max_grad_norm"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
-        for name in ("weight_decay", "clip_low", "clip_high", "kl_coef"):
+        for name in ("weight_decay", "clip_low", "clip_high", "negative_weight", "kl_coef"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise ValueError(f"{name} must be a number, 0 or more; got {value}")
         parse_rewards(self.rewards)
+        if self.tensorboard and find_spec("tensorboard") is None:
+            raise ValueError("--tensorboard needs the package tensorboard: pip install tensorboard")
 
     def resolved_method(self) -> Method:
-        """The row of METHODS, with the clip range and KL term of this config where it has its own."""
-        return METHODS[self.method].changed(
-            clip_low=self.clip_low, clip_high=self.clip_high, kl_coef=self.kl_coef, kl=self.kl
-        )
+        """The row of METHODS, with the clip range, weight of negative advantages and KL term that this config has."""
+        own = ("clip_low", "clip_high", "negative_weight", "kl_coef", "kl")
+        return METHODS[self.method].changed(**{name: getattr(self, name) for name in own})
 
     def learning_rate(self, step: int) -> float:
         """The learning rate at a step, counted from 1."""

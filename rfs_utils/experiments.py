@@ -1,4 +1,4 @@
-"""The runs over several seeds that the exercises show: their settings, their logs, and how to make them again.
+"""The runs over several seeds that chapter 7 and the exercises show: their settings, logs, and how to make them again.
 
 The logs are CSV files that come with the package. `python benchmarks/experiments.py NAME --seeds 5` makes one.
 """
@@ -50,6 +50,7 @@ PARTIAL_RUNS = {"plain": {"rewards": f"accuracy,{PARTIAL}=0"}, "partial": {"rewa
 WORKED, CONDITIONAL = "rfs_utils.ex07:worked_thought_rewards", "rfs_utils.ex07:conditional_format_rewards"
 WORK = "rfs_utils.ex07:worked_rewards"
 SHORT = {"steps": 25, "eval_every": 5}
+WEIGHTS = {f"weight {w}": {"negative_weight": w} for w in (0.0, 0.25, 0.5, 1.0)}
 EXPERIMENTS = {
     "ex06_partial_rewards": Experiment(PARTIAL_RUNS, SHORT, extra=PARTIAL),
     "ex06_partial_rewards_seldom_boxed": Experiment(PARTIAL_RUNS, SHORT, "seldom-boxed", PARTIAL),
@@ -74,6 +75,8 @@ EXPERIMENTS = {
         {f"beta = {b}": {"kl_coef": b} for b in (0.0, 0.3, 1.0)},
         SHORT | {"method": "rloo", "kl": "k2", "rewards": f"accuracy,{WORK}=0"}, extra=WORK,
     ),
+    "ch07_negative_weight": Experiment(WEIGHTS, SHORT | {"updates_per_step": 4}),
+    "ch07_negative_weight_one_update": Experiment(WEIGHTS, SHORT),
 }  # fmt: skip
 
 

@@ -92,6 +92,11 @@ class Learner:
                 f"prompts_per_step must be at least the number of processes, {parallel.world_size()}; "
                 f"got {config.prompts_per_step}"
             )
+        if config.max_new_tokens >= model.cfg["context_length"]:
+            raise ValueError(
+                f"max_new_tokens must be below the {model.cfg['context_length']} tokens that the model can hold, "
+                f"got {config.max_new_tokens}"
+            )
         self.config, self.model, self.tokenizer, self.device = config, model, tokenizer, torch.device(device)
         self.plan = make_plan(config, model, self.device)
         if config.memory == "low":

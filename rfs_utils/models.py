@@ -120,9 +120,15 @@ def model_directory(which_model: str | Path, local_dir: str | Path | None = None
     if name in HUB_MODELS:
         return download_model(HUB_MODELS[name].repo_id, local_dir)
     if Path(which_model).is_dir():
-        return Path(which_model)
+        return own_model(which_model) or Path(which_model)
     known = ", ".join([*SHIPPED, *HUB_MODELS])
     raise ValueError(f"unknown model {str(which_model)!r}: known models are {known}, or the path of a model directory")
+
+
+def own_model(folder: str | Path) -> Path | None:
+    """The model directory that a folder is, or has in it as the folder of a run; None when there is none."""
+    folder = Path(folder)
+    return next((found for found in (folder, folder / "model") if (found / "config.json").is_file()), None)
 
 
 def _chat_by_name(which_model: str | Path) -> bool | None:
@@ -276,7 +282,7 @@ def export_model(source: str | Path, directory: str | Path, which_model: str | P
         model, tokenizer = load_model_and_tokenizer(which_model, "cpu")
         load_weights(model, source)
     else:
-        origin = next((folder for folder in (source, source / "model") if (folder / "config.json").is_file()), None)
+        origin = own_model(source)
         if origin is None:
             raise ValueError(
                 f"{source} is neither a run folder with a trained model in it, nor a model directory, nor a checkpoint"

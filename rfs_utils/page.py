@@ -99,9 +99,13 @@ def read_samples(folder: Path) -> list[dict]:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     try:
-        return [json.loads(line) for line in lines]
+        records = [json.loads(line) for line in lines]
     except json.JSONDecodeError:
-        raise ValueError(f"{path} is damaged") from None
+        records = [None]
+    fields = {"step", "reward", "advantage", "tokens", "problem", "answer"}
+    if not all(isinstance(record, dict) and fields <= record.keys() for record in records):
+        raise ValueError(f"{path} is damaged")
+    return records
 
 
 def format_result(result: dict) -> str:

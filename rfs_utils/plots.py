@@ -128,11 +128,16 @@ def save_figure(fig: Figure, path: str | os.PathLike) -> None:
     and then renamed.
     """
     path = Path(path)
+    known = sorted(Figure().canvas.get_supported_filetypes())
+    if path.suffix[1:] not in known:
+        raise ValueError(f"cannot draw {path}: its name must end in one of {', '.join(f'.{name}' for name in known)}")
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         with matplotlib.rc_context(STYLE):
             fig.savefig(part, dpi=DPI)
         os.replace(part, path)
+    except OSError as error:  # the temporary name would say nothing to a reader
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         part.unlink(missing_ok=True)
 
@@ -146,7 +151,7 @@ def read_metrics(
     columns or has an empty or repeated name, when a row has too few or too many cells, or when a
     cell is not a number.
     """
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
         reader = csv.reader(file)
         header = [name.strip() for name in next(reader, [])]
         missing = [name for name in required if name not in header]

@@ -59,9 +59,12 @@ def write_json(path: Path, content: dict | list) -> None:
 def read_json(path: Path) -> dict:
     """A JSON file of a run; ValueError when it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError):
-        raise ValueError(f"{path} is missing or damaged") from None
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is missing or damaged")
+    return content
 
 
 # ------------------------------------------------------------------ logs
@@ -73,11 +76,14 @@ def cut_log(path: Path, last_step: int) -> None:
         return
     text = path.read_text(encoding="utf-8", errors="replace")
     lines = text[: text.rfind("\n") + 1].splitlines(keepends=True)
-    if path.suffix == ".csv":
-        column = next(csv.reader(lines), ["step"]).index("step")
-        kept = lines[:1] + [line for line in lines[1:] if int(next(csv.reader([line]))[column]) <= last_step]
-    else:
-        kept = [line for line in lines if json.loads(line)["step"] <= last_step]
+    try:
+        if path.suffix == ".csv":
+            column = next(csv.reader(lines), ["step"]).index("step")
+            kept = lines[:1] + [line for line in lines[1:] if int(next(csv.reader([line]))[column]) <= last_step]
+        else:
+            kept = [line for line in lines if json.loads(line)["step"] <= last_step]
+    except (ValueError, IndexError, KeyError, TypeError):
+        raise ValueError(f"{path} is damaged; move it away to go on without it") from None
     if kept[1:] or path.suffix != ".csv":
         write_text(path, "".join(kept))
     else:

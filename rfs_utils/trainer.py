@@ -15,7 +15,7 @@ from tqdm import tqdm
 from . import parallel
 from .ch06 import append_csv_metrics
 from .config import TrainConfig, format_config, read_config
-from .data import HARDER_LEVELS, generate_tiny_problems, problem_set
+from .data import HARDER_LEVELS, PROBLEM_SETS, generate_tiny_problems, problem_set
 from .evaluate import Evaluation, evaluate_model
 from .lean import cache_bytes_per_token
 from .learner import Learner, training_problems
@@ -69,14 +69,19 @@ def resume(folder: str | Path, report: Callable[[str], None] = print, changes: d
     config.check()
     learner, held_out = prepare(config)
     if not (folder / "before.json").is_file():
-        raise ValueError(f"the run in {folder} stopped before its first step; start it anew")
+        raise ValueError(f"the run in {folder} stopped before its first step; remove the folder and start it anew")
     run = Run(learner, held_out, folder, report)
     steps = checkpoint_steps(folder)
     state = {"step": 0, "cursor": 0}
     if steps:
-        state = load_run_checkpoint(folder / "checkpoints" / f"step-{steps[-1]:05d}", learner.model, learner.optimizer)
+        try:
+            newest = folder / "checkpoints" / f"step-{steps[-1]:05d}"
+            state = load_run_checkpoint(newest, learner.model, learner.optimizer)
+        except ValueError as error:
+            older = f"; remove {newest} to go on from step {steps[-2]}" if len(steps) > 1 else ""
+            raise ValueError(f"{error}{older}") from None
     if state["step"] >= config.steps and (folder / "result.json").is_file():
-        raise ValueError(f"the run in {folder} has done its {config.steps} steps; raise --steps to go on")
+        raise ValueError(f"the run in {folder} has done {state['step']} steps; raise --steps to go on")
     run.restore(state)
     return run.go()
 
@@ -95,6 +100,8 @@ class HeldOut:
     def __init__(self, config: TrainConfig):
         self.config = config
         data = config.eval_data
+        if data == "auto" and config.data not in ("tiny", *PROBLEM_SETS):
+            raise ValueError(f"training on {config.data} needs held-out problems: give a file of them with --eval-data")
         if data == "auto":
             data = "tiny" if config.data == "tiny" else "math500"
         if data == "tiny":
@@ -317,9 +324,10 @@ class Run:
             save_model(learner.model, learner.tokenizer, folder / "model")
             write_page(folder)
         self.report(format_report(before, after, len(self.held_out.problems), examples))
+        steps = "1 step" if learner.done == 1 else f"{learner.done} steps"
         self.report(
-            f"\n{learner.done} steps took {self.seconds:.1f} s. Written to {folder}: report.html (open it in a "
-            "browser),\ncurves.png, metrics.csv, result.json, and the trained model in model/."
+            f"\n{steps} took {self.seconds:.1f} s. Written to {folder}: report.html (open it in a browser),\n"
+            "curves.png, metrics.csv, result.json, and the trained model in model/."
         )
         return result
 

@@ -21,10 +21,10 @@ PINNED = {"PIP_CONSTRAINT": (ROOT / "requirements.txt").as_uri()}
 
 @pytest.fixture(scope="module")
 def bare_environment(tmp_path_factory):
-    """Its python, with torch and Jupyter, a wheel of the package that is not installed in it, and a folder for Matplotlib.
+    """Its python, with torch and Jupyter, a wheel of the package that is not installed in it, a folder for Matplotlib.
 
-    Matplotlib keeps a list of the fonts it found, for all environments of a user, and warns when it has to make it anew or
-    when fonts are missing from it. With a list of its own, complete from the start, no cell has such a warning in its output.
+    Matplotlib keeps a list of the fonts it found, for all environments of a user, and warns when it has to make it anew
+    or misses one. With a list of its own, complete from the start, no cell has such a warning in its output.
     """
     folder = tmp_path_factory.mktemp("colab")
     venv.create(folder / "venv", with_pip=True)

@@ -29,7 +29,29 @@ def test_a_comparison_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     assert [(c["method"], c["seed"]) for c in calls] == [("grpo", 0), ("rloo", 0), ("grpo", 1), ("rloo", 1)]
     assert main(["compare", "--methods", "grpo,rloo", "--seeds", "3", "--steps", "2", "--csv", path]) == 0
     assert len(calls) == 6, "only the third seed is new"
-    assert "50.0% ±  0.0" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "50.0% ±  0.0" in out and f"seed 0  is in {path} already" in out
+    assert main(["compare", "--methods", "rloo, rloo", "--seeds", "1", "--steps", "2", "--csv", path]) == 0
+    table = capsys.readouterr().out.splitlines()[-1]
+    assert len(calls) == 6 and table.startswith("rloo") and table.endswith(" 3"), "it alone"
+    assert main(["compare", "--methods", "rloo", "--steps", "3", "--csv", path]) == 2
+    assert "was made with steps = 2, not 3; choose another --csv" in capsys.readouterr().err and len(calls) == 6
+    (tmp_path / "c.toml").unlink()
+    assert main([*command]) == 2 and "has no c.toml with its settings" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_found_before_the_first_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "short_run", lambda **settings: pytest.fail("nothing may run"))
+    (tmp_path / "file").write_text("")
+    assert main(["compare", "--methods", "grpo", "--csv", str(tmp_path / "file" / "c.csv")]) == 2
+    assert "cannot write" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--method", "--seed", "--out", "--eval-data", "--eval-problems"])
+def test_settings_that_a_comparison_decides_are_no_flags(flag, capsys):
+    with pytest.raises(SystemExit):
+        main(["compare", flag, "1"])
+    assert "unrecognized arguments" in capsys.readouterr().err
 
 
 def test_bad_comparisons_are_one_sentence(tmp_path, monkeypatch, capsys):

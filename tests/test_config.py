@@ -67,6 +67,7 @@ def test_own_clip_range_and_kl_replace_the_methods(name):
     assert (method.clip_high, method.kl_coef, method.kl) == (0.5, 0.1, "k3")
     assert method.clip_low == METHODS[name].clip_low
     assert TrainConfig(method=name).resolved_method() == METHODS[name]
+    assert TrainConfig(method=name, negative_weight=0.0).resolved_method().negative_weight == 0.0
 
 
 def test_learning_rates():

@@ -374,7 +374,7 @@ def test_checkpoints_are_pruned_but_for_the_last_and_the_best(tmp_path, monkeypa
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere is not the folder of a run"),
-        (["done"], "has done its 2 steps; raise --steps"),
+        (["done"], "has done 2 steps; raise --steps"),
         (["done", "--lr", "1"], "--lr cannot be given with --resume"),
         (["damaged"], "is damaged or belongs to another run|damaged or incomplete"),
     ],

@@ -1,0 +1,35 @@
+"""Figures that the reader can change. Each is one piece of HTML without anything from outside.
+
+They work wherever a notebook's output runs scripts: JupyterLab, Colab, and the site. Elsewhere, GitHub's view for one,
+their controls stay empty, so no argument of the text rests on them alone.
+"""
+
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from IPython.display import HTML
+
+FIGURES = files(__package__) / "figures"
+
+
+def group_figure() -> "HTML":
+    """The advantages of eight rollouts under rewards and a method that the reader chooses; `compute_advantages`."""
+    return _figure("group")
+
+
+def clip_figure() -> "HTML":
+    """PPO's objective of one token under a ratio and limits that the reader moves; `clipped_objective`."""
+    return _figure("clip")
+
+
+def figure_html(name: str) -> str:
+    """The HTML of a figure, "group" or "clip", with its style."""
+    style = (FIGURES / "figure.css").read_text(encoding="utf-8")
+    return f"<style>\n{style}</style>\n" + (FIGURES / f"{name}.html").read_text(encoding="utf-8")
+
+
+def _figure(name: str) -> "HTML":
+    from IPython.display import HTML
+
+    return HTML(figure_html(name))

@@ -1,0 +1,89 @@
+"""What a reader types and what comes back: one sentence for what cannot be done, and nothing left behind."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from rfs_utils.cli import main
+from rfs_utils.models import WEIGHTS_DIR
+from rfs_utils.page import read_samples
+from rfs_utils.plots import read_metrics
+from rfs_utils.runs import cut_log, read_json
+
+
+def error_of(capsys, *command):
+    """The one line that a command writes to stderr when it refuses."""
+    assert main([str(word) for word in command]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "rfs_utils", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("rfs ")
+
+
+@pytest.mark.parametrize("content", ['{"a": 1}', "[1]", "null", '{"step": 1'])
+def test_damaged_samples(content, folder, capsys):
+    (folder / "samples.jsonl").write_text(content + "\n")
+    with pytest.raises(ValueError, match="samples.jsonl is damaged"):
+        read_samples(folder)
+    assert "samples.jsonl is damaged" in error_of(capsys, "samples", folder)
+
+
+def test_a_limit_of_samples_below_one(folder, capsys):
+    assert "limit must be at least 1, got 0" in error_of(capsys, "samples", folder, "--limit", 0)
+
+
+def test_damaged_logs_and_results_are_named(folder):
+    for name, content in (("metrics.csv", "a,b\n1,2\n"), ("metrics.csv", "step\nzz\n"), ("samples.jsonl", "{x}\n")):
+        (folder / name).write_text(content)
+        with pytest.raises(ValueError, match=f"{name} is damaged; move it away"):
+            cut_log(folder / name, 5)
+        assert (folder / name).read_text() == content
+    (folder / "before.json").write_text("[]")
+    with pytest.raises(ValueError, match="before.json is missing or damaged"):
+        read_json(folder / "before.json")
+    (folder / "metrics.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="metrics.csv, line 1"):
+        read_metrics(folder / "metrics.csv")
+
+
+def test_a_picture_needs_a_name_that_says_its_format(folder, capsys):
+    (folder / "run").mkdir()
+    (folder / "run" / "metrics.csv").write_text("step,reward_avg,avg_response_len,eval_accuracy\n1,0.5,3,0.5\n")
+    line = error_of(capsys, "plot", "run", "--out", "curves")
+    assert "cannot draw curves: its name must end in one of" in line and ".png" in line
+    line = error_of(capsys, "plot", "run", "--out", "no/such/curves.png")
+    assert "no/such/curves.png" in line and "part" not in line and "Errno" not in line
+    assert [p.name for p in folder.iterdir()] == ["run"]
+
+
+def test_training_on_a_file_asks_for_held_out_problems(folder, capsys):
+    (folder / "mine.jsonl").write_text(json.dumps({"problem": "1 + 1?", "answer": "2"}) + "\n")
+    assert "give a file of them with --eval-data" in error_of(capsys, "train", "--data", "mine.jsonl", "--steps", 1)
+    assert [p.name for p in folder.iterdir()] == ["mine.jsonl"]
+
+
+def test_answers_longer_than_the_model_can_hold(folder, capsys):
+    line = error_of(capsys, "train", "--steps", 1, "--max-new-tokens", 600)
+    assert "max_new_tokens must be below the 512 tokens that the model can hold, got 600" in line
+    assert not list(folder.iterdir())
+
+
+def test_a_run_folder_is_a_model_and_gives_its_answers_their_name(folder, capsys):
+    shutil.copytree(WEIGHTS_DIR / "tiny-base", folder / "mine" / "model")
+    options = ["--data", "tiny", "--limit", "1", "--max-new-tokens", "4"]
+    for model in ("mine", "mine/model"):
+        assert main(["eval", "--model", model, *options]) == 0
+    assert main(["eval", "--model", "tiny-base", "--checkpoint", "mine/model/model.safetensors", *options]) == 0
+    assert sorted(p.name for p in folder.iterdir()) == ["eval-mine-tiny.jsonl", "mine"]
