@@ -26,6 +26,8 @@ from .models import (
 from .sampling import check_sampling
 from .trainer import RunFailed, RunStopped, resume, train
 
+KEPT = "; what is finished is in the file, and the same command goes on from there"
+
 
 def add_train(commands) -> None:
     parser = commands.add_parser(
@@ -132,7 +134,7 @@ def add_eval(commands) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of sampling (default: 0)")
     parser.add_argument("--out", help="file for the answers, one JSON object a line (default: eval-MODEL-DATA.jsonl)")
-    parser.set_defaults(run=run_eval)
+    parser.set_defaults(run=run_eval, kept=KEPT)
 
 
 def run_eval(args) -> None:
@@ -175,9 +177,14 @@ def add_plot(commands) -> None:
 def run_plot(args) -> None:
     """`rfs plot`: a picture of several runs."""
     from .ch07 import plot_grpo_metrics
-    from .plots import save_figure
+    from .plots import read_metrics, save_figure
 
-    figure = plot_grpo_metrics(group_runs(args.runs), args.columns and args.columns.split(","), args.window)
+    groups, columns = group_runs(args.runs), args.columns and args.columns.split(",")
+    if columns is None:  # a short run has no evaluation on the way
+        tables = [read_metrics(path) for paths in groups.values() for path in paths]
+        usual = ("reward_avg", "avg_response_len", "eval_accuracy")
+        columns = [name for name in usual if any(v is not None for table in tables for v in table.get(name, ()))]
+    figure = plot_grpo_metrics(groups, columns, args.window)
     save_figure(figure, args.out)
     print(f"written to {args.out}")
 
@@ -249,7 +256,7 @@ def add_compare(commands) -> None:
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds (default: %(default)s)")
     parser.add_argument("--csv", default="compare.csv", help="file for the evaluations (default: %(default)s)")
     add_settings(parser, NOT_COMPARED)
-    parser.set_defaults(run=run_compare)
+    parser.set_defaults(run=run_compare, kept=KEPT)
 
 
 def run_compare(args) -> None:
@@ -357,7 +364,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\nrfs: {stop}", file=sys.stderr)
         return 128 + (stop.number or signal.SIGINT)
     except KeyboardInterrupt:
-        print("\nrfs: interrupted", file=sys.stderr)
+        print(f"\nrfs: interrupted{getattr(args, 'kept', '')}", file=sys.stderr)
         return 130
     return 0
 

@@ -51,10 +51,15 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> dict:
     folder = Path(parallel.share(str(make_run_folder(config.out, name)) if parallel.rank() == 0 else None))
     if parallel.rank() == 0:
         write_text(folder / "config.toml", format_config(config))
+    evaluate_before(learner, held_out, folder)
+    return Run(learner, held_out, folder, report).go()
+
+
+def evaluate_before(learner: Learner, held_out: "HeldOut", folder: Path) -> None:
+    """Keep what the model could do before the first step."""
     before = held_out.summary(learner)
     if parallel.rank() == 0:
         write_json(folder / "before.json", before)
-    return Run(learner, held_out, folder, report).go()
 
 
 def resume(folder: str | Path, report: Callable[[str], None] = print, changes: dict | None = None) -> dict:
@@ -68,8 +73,8 @@ def resume(folder: str | Path, report: Callable[[str], None] = print, changes: d
     config = TrainConfig(**{**read_config(folder / "config.toml"), **(changes or {})})
     config.check()
     learner, held_out = prepare(config)
-    if not (folder / "before.json").is_file():
-        raise ValueError(f"the run in {folder} stopped before its first step; remove the folder and start it anew")
+    if not (folder / "before.json").is_file():  # it stopped before its first step
+        evaluate_before(learner, held_out, folder)
     run = Run(learner, held_out, folder, report)
     steps = checkpoint_steps(folder)
     state = {"step": 0, "cursor": 0}

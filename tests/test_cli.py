@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from rfs_utils import ch07
 from rfs_utils.cli import main
 from rfs_utils.models import WEIGHTS_DIR
 from rfs_utils.page import read_samples
@@ -66,6 +67,16 @@ def test_a_picture_needs_a_name_that_says_its_format(folder, capsys):
     line = error_of(capsys, "plot", "run", "--out", "no/such/curves.png")
     assert "no/such/curves.png" in line and "part" not in line and "Errno" not in line
     assert [p.name for p in folder.iterdir()] == ["run"]
+
+
+def test_panels_without_values_are_left_out(folder, monkeypatch):
+    (folder / "run").mkdir()
+    (folder / "run" / "metrics.csv").write_text("step,reward_avg,avg_response_len,eval_accuracy\n1,0.5,3,\n2,0.6,4,\n")
+    asked = []
+    draw = ch07.plot_grpo_metrics
+    monkeypatch.setattr(ch07, "plot_grpo_metrics", lambda runs, names, *rest: asked.append(names) or draw(runs, names))
+    assert main(["plot", "run", "--out", "curves.png"]) == 0
+    assert asked == [["reward_avg", "avg_response_len"]] and (folder / "curves.png").stat().st_size > 1000
 
 
 def test_training_on_a_file_asks_for_held_out_problems(folder, capsys):

@@ -392,6 +392,18 @@ def test_resuming_what_cannot_be_resumed_is_one_sentence(arguments, message, tmp
     assert re.search(message, err) and "Traceback" not in err
 
 
+def test_a_run_that_stopped_before_its_first_step_begins(tmp_path, monkeypatch):
+    assert run(tmp_path, monkeypatch, "--out", "whole") == 0
+    (tmp_path / "early").mkdir()
+    shutil.copy(tmp_path / "whole" / "config.toml", tmp_path / "early")
+    assert main(["train", "--resume", "early"]) == 0
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "early")]
+    for result in results:
+        for name in [name for name in result if "second" in name]:
+            del result[name]
+    assert results[0] == results[1]
+
+
 # ---------------------------------------------------------------- several processes
 
 
