@@ -337,7 +337,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="rfs", description="Train reasoning models with reinforcement learning from verifiable rewards."
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {installed_version()}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     add_train(commands)
     add_pretrain(commands)
     add_eval(commands)
@@ -347,6 +347,9 @@ def main(argv: list[str] | None = None) -> int:
     add_download(commands)
     add_export(commands)
     args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return 2
     del args.command
     try:
         args.run(args)

@@ -33,6 +33,12 @@ def test_the_module_is_the_command():
     assert done.returncode == 0 and done.stdout.startswith("rfs ")
 
 
+def test_without_a_command_the_commands_are_listed(capsys):
+    assert main([]) == 2
+    err = capsys.readouterr().err
+    assert all(name in err for name in ("train", "eval", "compare", "samples", "download", "export"))
+
+
 @pytest.mark.parametrize("content", ['{"a": 1}', "[1]", "null", '{"step": 1'])
 def test_damaged_samples(content, folder, capsys):
     (folder / "samples.jsonl").write_text(content + "\n")
