@@ -4,21 +4,30 @@ python benchmarks/addition_methods.py [--methods grpo,rloo] [--seeds 5] [--csv r
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from rfs_utils.addition_rl import RECIPES, RESULTS, run_methods
+from rfs_utils.addition_dpo import iterate_dpo
+from rfs_utils.addition_rl import RECIPES, RESULTS, run_methods, train_recipe
+
+RUNS = {name: partial(train_recipe, recipe) for name, recipe in RECIPES.items()} | {"dpo": iterate_dpo}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", default=",".join(RECIPES))
+    parser.add_argument("--methods", default=",".join(RUNS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--csv", type=Path, default=RESULTS)
     args = parser.parse_args()
+    names = args.methods.split(",")
+    unknown = [name for name in names if name not in RUNS]
+    if unknown:
+        parser.error(f"unknown method {unknown[0]!r}: known are {', '.join(RUNS)}")
     torch.set_num_threads(1)
-    run_methods(args.csv, args.methods.split(","), args.seeds, report=lambda line: print(line, flush=True))
+    runs = {name: RUNS[name] for name in names}
+    run_methods(args.csv, runs, args.seeds, report=lambda line: print(line, flush=True))
 
 
 if __name__ == "__main__":

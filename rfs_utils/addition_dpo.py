@@ -2,15 +2,24 @@
 
 # %% auto #0
 __all__ = ['Pairs', 'PreferenceLoss', 'choose_pairs', 'sample_pairs', 'sequence_logps', 'compute_loss_dpo', 'train_dpo',
-           'compute_loss_ipo']
+           'iterate_dpo', 'compute_loss_ipo']
 
-# %% ../exercises/addition_dpo.ipynb #279759aa
+# %% ../exercises/addition_dpo.ipynb #4b5f7c44
+import time
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 
-from .addition import MAX_NEW_TOKENS, CharacterLevelTokenizer, Problem, compute_rewards
+from rfs_utils.addition import (
+    MAX_NEW_TOKENS,
+    CharacterLevelTokenizer,
+    Problem,
+    addition_problems,
+    compute_rewards,
+    evaluate,
+    load_addition_base,
+)
 from .ch06 import Rollouts, response_logprobs
 from .lean import rollout_logprobs, sample_rollouts, select_rollouts
 from .qwen3 import Qwen3Model
@@ -90,6 +99,30 @@ def train_dpo(
         means = {"chosen": chosen.mean().item(), "rejected": rejected.mean().item()}
         metrics.append({"step": step + 1, "loss": loss.item(), "margin": margin, **means})
     return metrics
+
+# %% ../exercises/addition_dpo.ipynb #0c899ae2
+def iterate_dpo(
+    seed: int = 0, rounds: int = 25, num_problems: int = 1000, problems_per_round: int = 1024, num_rollouts: int = 8
+) -> list[dict]:
+    """Train the shipped base model on pairs that it samples anew each round; a row for the start and every round.
+
+    Rows are those of `addition_rl.train_recipe`, a step being a round, with the number of pairs; reward and tokens of
+    the rollouts are None. Defined in exercises/addition_dpo.ipynb.
+    """
+    model, _ = load_addition_base()
+    torch.manual_seed(seed)
+    problems = addition_problems(rounds * problems_per_round, seed=100 + seed)
+    test_problems = addition_problems(num_problems, "test")
+    rows, seconds = [{"step": 0, "pairs": 0, "seconds": 0.0, "accuracy": evaluate(model, test_problems)}], 0.0
+    for number in range(rounds):
+        started = time.process_time()
+        pairs = sample_pairs(model, problems[number * problems_per_round :][:problems_per_round], num_rollouts)
+        train_dpo(model, pairs, epochs=2, lr=2e-4, beta=1.0)
+        seconds += time.process_time() - started
+        accuracy = evaluate(model, test_problems)
+        rows.append({"step": number + 1, "pairs": len(pairs[0].texts), "seconds": seconds, "accuracy": accuracy})
+    each = problems_per_round * num_rollouts
+    return [row | {"rollouts": row["step"] * each, "tokens": None, "reward": None} for row in rows]
 
 # %% ../exercises/addition_dpo.ipynb #51f3daa1
 def compute_loss_ipo(

@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from rfs_utils.addition_dpo import (
     choose_pairs,
     compute_loss_dpo,
     compute_loss_ipo,
+    iterate_dpo,
     sample_pairs,
     sequence_logps,
     train_dpo,
@@ -230,23 +232,36 @@ def test_a_step_without_signal_leaves_the_weights_alone(base):
     assert torch.equal(state(base), before)
 
 
-def test_runs_are_appended_once_and_can_be_taken_up_again(tmp_path, monkeypatch):
+def test_runs_are_appended_once_and_can_be_taken_up_again(tmp_path):
     trained = []
 
-    def quick(recipe, seed, **options):
-        trained.append(seed)
-        return train_recipe(small(recipe), seed, num_problems=20, **options)
+    def run(name, seed):
+        trained.append((name, seed))
+        if name == "dpo":
+            return iterate_dpo(seed, rounds=1, num_problems=20, problems_per_round=16)
+        return train_recipe(small(RECIPES[name]), seed, num_problems=20)
 
-    monkeypatch.setattr(addition_rl, "train_recipe", quick)
+    runs = {name: partial(run, name) for name in ("rloo", "dpo")}
     path = tmp_path / "results.csv"
-    run_methods(path, ["rloo"], 1, report=lambda line: None)
-    run_methods(path, ["rloo", "raft"], 2, report=lambda line: None)
-    assert trained == [0, 0, 1, 1]
+    run_methods(path, {"rloo": runs["rloo"]}, 1, report=lambda line: None)
+    run_methods(path, runs, 2, report=lambda line: None)
+    assert trained == [("rloo", 0), ("dpo", 0), ("rloo", 1), ("dpo", 1)]
     rows = read_comparison(path)
-    runs = {(row["method"], row["seed"]) for row in rows}
-    assert runs == {(m, s) for m in ("rloo", "raft") for s in ("0", "1")} and len(rows) == 2 * len(runs)
-    with pytest.raises(ValueError, match="unknown method"):
-        run_methods(path, ["dpo"], 1)
+    assert [(row["method"], int(row["seed"])) for row in rows[::2]] == trained and len(rows) == 2 * len(trained)
+    assert {(row["step"], row["rollouts"]) for row in rows} == {("0", "0"), ("1", "64"), ("1", "128")}
+
+
+def test_the_results_over_seeds_are_complete_and_good():
+    last = {}
+    for row in read_comparison(addition_rl.RESULTS):
+        last[row["method"], int(row["seed"])] = row
+    assert last.keys() == {(name, seed) for name in (*RECIPES, "dpo") for seed in range(5)}
+    for name, recipe in RECIPES.items():
+        each = recipe.prompts_per_step * (recipe.num_rollouts + (recipe.method.baseline == "greedy"))
+        for seed in range(5):
+            row = last[name, seed]
+            assert (int(row["step"]), int(row["rollouts"])) == (recipe.steps, recipe.steps * each)
+            assert float(row["accuracy"]) > 0.9
 
 
 # --- DPO ------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT / "docs"))
 import book
 
 PAGES = book.pages()
+CODE = ("pre", "code", "script", "style")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 per_page = pytest.mark.parametrize("path", PAGES, ids=[path.stem for path in PAGES])
 
@@ -36,10 +37,10 @@ class Page(HTMLParser):
         self.tags.append((tag, attributes))
         if attributes.get("id"):
             self.ids[attributes["id"]] += 1
-        self.code += tag in ("pre", "code")
+        self.code += tag in CODE
 
     def handle_endtag(self, tag):
-        self.code -= tag in ("pre", "code")
+        self.code -= tag in CODE
 
     def handle_data(self, data):
         self.text.append(data)
