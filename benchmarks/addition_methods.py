@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from rfs_utils.addition_dpo import iterate_dpo
-from rfs_utils.addition_rl import RECIPES, RESULTS, run_methods, train_recipe
+from rfs_utils.addition_rl import RECIPES, RESULTS, train_recipe
+from rfs_utils.compare import run_missing
 
 RUNS = {name: partial(train_recipe, recipe) for name, recipe in RECIPES.items()} | {"dpo": iterate_dpo}
 
@@ -27,7 +28,7 @@ def main() -> None:
         parser.error(f"unknown method {unknown[0]!r}: known are {', '.join(RUNS)}")
     torch.set_num_threads(1)
     runs = {name: RUNS[name] for name in names}
-    run_methods(args.csv, runs, args.seeds, report=lambda line: print(line, flush=True))
+    run_missing(args.csv, runs, args.seeds, report=lambda line: print(line, flush=True))
 
 
 if __name__ == "__main__":

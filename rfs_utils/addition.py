@@ -98,10 +98,10 @@ ADDITION_CONFIG = QWEN3_CONFIG_TINY | {
 }
 
 
-def new_addition_model(seed: int = 0) -> Qwen3Model:
-    """A model of ADDITION_CONFIG with small random weights."""
+def new_addition_model(seed: int = 0, **changes) -> Qwen3Model:
+    """A model of ADDITION_CONFIG, or of one with changes, with small random weights."""
     torch.manual_seed(seed)
-    model = Qwen3Model(ADDITION_CONFIG)
+    model = Qwen3Model(ADDITION_CONFIG | changes)
     for weight in model.parameters():
         if weight.dim() == 2:
             torch.nn.init.normal_(weight, std=0.02)

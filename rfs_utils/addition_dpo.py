@@ -102,7 +102,12 @@ def train_dpo(
 
 # %% ../exercises/addition_dpo.ipynb #0c899ae2
 def iterate_dpo(
-    seed: int = 0, rounds: int = 25, num_problems: int = 1000, problems_per_round: int = 1024, num_rollouts: int = 8
+    seed: int = 0,
+    rounds: int = 25,
+    num_problems: int = 1000,
+    problems_per_round: int = 1024,
+    num_rollouts: int = 8,
+    lr: float = 2e-4,
 ) -> list[dict]:
     """Train the shipped base model on pairs that it samples anew each round; a row for the start and every round.
 
@@ -117,7 +122,7 @@ def iterate_dpo(
     for number in range(rounds):
         started = time.process_time()
         pairs = sample_pairs(model, problems[number * problems_per_round :][:problems_per_round], num_rollouts)
-        train_dpo(model, pairs, epochs=2, lr=2e-4, beta=1.0)
+        train_dpo(model, pairs, epochs=2, lr=lr, beta=1.0)
         seconds += time.process_time() - started
         accuracy = evaluate(model, test_problems)
         rows.append({"step": number + 1, "pairs": len(pairs[0].texts), "seconds": seconds, "accuracy": accuracy})

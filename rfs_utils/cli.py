@@ -177,14 +177,9 @@ def add_plot(commands) -> None:
 def run_plot(args) -> None:
     """`rfs plot`: a picture of several runs."""
     from .ch07 import plot_grpo_metrics
-    from .plots import read_metrics, save_figure
+    from .plots import save_figure
 
-    groups, columns = group_runs(args.runs), args.columns and args.columns.split(",")
-    if columns is None:  # a short run has no evaluation on the way
-        tables = [read_metrics(path) for paths in groups.values() for path in paths]
-        usual = ("reward_avg", "avg_response_len", "eval_accuracy")
-        columns = [name for name in usual if any(v is not None for table in tables for v in table.get(name, ()))]
-    figure = plot_grpo_metrics(groups, columns, args.window)
+    figure = plot_grpo_metrics(group_runs(args.runs), args.columns and args.columns.split(","), args.window)
     save_figure(figure, args.out)
     print(f"written to {args.out}")
 

@@ -5,8 +5,9 @@ import math
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -62,20 +63,32 @@ def compare(methods: Sequence[str], seeds: int, config: TrainConfig, path: str |
     configs = [replace(config, method=method, seed=seed) for seed in range(seeds) for method in methods]
     for one in configs:
         one.check()
-    done = finished_runs(path)
+    finished_runs(path)  # something else is found before anything is written
     keep_settings(path, config)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for one in configs:
-            if (one.method, one.seed) in done:
-                report(f"{one.method:22} seed {one.seed}  is in {path} already")
-            else:
-                rows = evaluations(one)
-                append_rows(path, rows)
-                report(f"{one.method:22} seed {one.seed}  accuracy {rows[-1][5]:6.1%}  {rows[-1][4]:.1f} s")
+        runs = {method: partial(evaluations, config, method) for method in methods}
+        run_missing(path, runs, seeds, report)
     finally:
         torch.set_num_threads(threads)
+
+
+def run_missing(
+    path: str | Path, runs: Mapping[str, Callable[[int], list[dict]]], seeds: int, report: Callable[[str], None] = print
+) -> None:
+    """Call every run, a function from a seed to rows, with seeds 0, 1, ..., and append what is finished to a CSV.
+
+    Rows have the keys COLUMNS[2:], with None for what was not measured. Runs that are in the file already are kept.
+    """
+    done = finished_runs(path)
+    for method, seed in [(method, seed) for seed in range(seeds) for method in runs]:
+        if (method, seed) in done:
+            report(f"{method:22} seed {seed}  is in {path} already")
+            continue
+        rows = runs[method](seed)
+        append_rows(path, method, seed, rows)
+        report(f"{method:22} seed {seed}  accuracy {rows[-1]['accuracy']:6.1%}  {rows[-1]['seconds']:.1f} s")
 
 
 def keep_settings(path: str | Path, config: TrainConfig) -> None:
@@ -94,16 +107,20 @@ def keep_settings(path: str | Path, config: TrainConfig) -> None:
     write_atomically(beside, format_config(same).encode())
 
 
-def evaluations(config: TrainConfig) -> list[list]:
-    """Rows of COLUMNS, one for each evaluation of a run."""
+def evaluations(config: TrainConfig, method: str, seed: int) -> list[dict]:
+    """A row for each evaluation of a run."""
+    config = replace(config, method=method, seed=seed)
     run = short_run(clock=time.process_time, **{k: v for k, v in vars(config).items() if k != "out"})
-    names = ("step", "seconds", "eval_accuracy", "eval_tokens", "reward_avg")
-    return [
-        [config.method, config.seed, step, step * config.prompts_per_step * config.num_rollouts, round(seconds, 2),
-         accuracy, round(tokens, 2), reward]
-        for step, seconds, accuracy, tokens, reward in zip(*(run[name] for name in names), strict=True)
-        if accuracy is not None
-    ]  # fmt: skip
+    columns = {
+        "step": run["step"],
+        "rollouts": [step * config.prompts_per_step * config.num_rollouts for step in run["step"]],
+        "seconds": run["seconds"],
+        "accuracy": run["eval_accuracy"],
+        "tokens": run["eval_tokens"],
+        "reward": run["reward_avg"],
+    }
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return [row for row in rows if row["accuracy"] is not None]
 
 
 def finished_runs(path: str | Path) -> set[tuple[str, int]]:
@@ -111,11 +128,15 @@ def finished_runs(path: str | Path) -> set[tuple[str, int]]:
     return {(row["method"], int(row["seed"])) for row in read_comparison(path)} if Path(path).exists() else set()
 
 
-def append_rows(path: str | Path, rows: Sequence[Sequence]) -> None:
-    """Add rows of COLUMNS to a comparison's CSV, with the header before the first ones."""
+def append_rows(path: str | Path, method: str, seed: int, rows: Sequence[Mapping]) -> None:
+    """Add a run to a comparison's CSV, rounded to four digits after the point, with the header before the first one."""
     new = not Path(path).exists()
     with Path(path).open("a", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([*([COLUMNS] if new else []), *rows])
+        writer = csv.writer(file)
+        writer.writerows([COLUMNS] if new else [])
+        for row in rows:
+            cells = (row[column] for column in COLUMNS[2:])
+            writer.writerow([method, seed, *("" if v is None else round(v, 4) for v in cells)])
 
 
 def read_comparison(path: str | Path) -> list[dict]:

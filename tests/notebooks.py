@@ -114,7 +114,12 @@ def practice_head(head: str, stem: str) -> str:
     """The first cell, with a title, a badge and a note of its own."""
     title, rest = head.split("\n", 1)
     rest = "\n".join(line for line in rest.splitlines() if f"({stem}_practice.ipynb)" not in line)  # it points here
-    note = f"The functions are yours to write; [{stem}.ipynb]({stem}.ipynb) has them, with all results."
+    note = (
+        f"The functions are yours to write; [{stem}.ipynb]({stem}.ipynb) has them, with all results. No results are "
+        "stored here: run the notebook from the top. Until you have written a function, its check says so, and the "
+        "book's own takes its place, so that everything after it runs."
+    )
+    rest = rest.rstrip("\n")
     return f"{title}: practice\n{rest.replace(f'/{stem}.ipynb)', f'/{stem}_practice.ipynb)')}\n\n{note}"
 
 

@@ -34,10 +34,10 @@ from rfs_utils.addition_dpo import (
     sequence_logps,
     train_dpo,
 )
-from rfs_utils.addition_rl import RECIPES, policy_step, run_methods, train_recipe
+from rfs_utils.addition_rl import RECIPES, policy_step, train_recipe
 from rfs_utils.ch06 import group_advantages, policy_gradient_loss, response_logprobs, sample_batch
 from rfs_utils.ch07 import METHODS, policy_loss
-from rfs_utils.compare import read_comparison
+from rfs_utils.compare import read_comparison, run_missing
 from rfs_utils.models import load_model
 from rfs_utils.pretrain import next_token_loss
 
@@ -243,8 +243,8 @@ def test_runs_are_appended_once_and_can_be_taken_up_again(tmp_path):
 
     runs = {name: partial(run, name) for name in ("rloo", "dpo")}
     path = tmp_path / "results.csv"
-    run_methods(path, {"rloo": runs["rloo"]}, 1, report=lambda line: None)
-    run_methods(path, runs, 2, report=lambda line: None)
+    run_missing(path, {"rloo": runs["rloo"]}, 1, report=lambda line: None)
+    run_missing(path, runs, 2, report=lambda line: None)
     assert trained == [("rloo", 0), ("dpo", 0), ("rloo", 1), ("dpo", 1)]
     rows = read_comparison(path)
     assert [(row["method"], int(row["seed"])) for row in rows[::2]] == trained and len(rows) == 2 * len(trained)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -12,6 +11,7 @@ from urllib.parse import unquote, urldefrag, urlsplit
 
 import nbformat
 import pytest
+from browser import in_chromium, needs_chromium
 from notebooks import ROOT, all_notebooks
 
 sys.path.insert(0, str(ROOT / "docs"))
@@ -19,7 +19,6 @@ import book
 
 PAGES = book.pages()
 CODE = ("pre", "code", "script", "style")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 per_page = pytest.mark.parametrize("path", PAGES, ids=[path.stem for path in PAGES])
 
 
@@ -195,15 +194,7 @@ def test_a_cell_with_two_figures_keeps_both_alt_texts():
     assert first.outputs == outputs[:1] and second.outputs[0] == outputs[1] and len(second.outputs) == 2
 
 
-def in_chromium(address: str, profile: Path, width: int = 1100) -> tuple[str, str]:
-    """A page as it is after its scripts have run, and what they wrote to the console."""
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=8000"]
-    options += [f"--user-data-dir={profile}", f"--window-size={width},900", "--dump-dom", address]
-    done = subprocess.run([CHROMIUM, *options], capture_output=True, text=True, timeout=120)
-    return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
+@needs_chromium
 def test_pages_work_in_a_browser_from_the_disk(site, tmp_path):
     for path in [site / "index.html", *(html(site, path) for path in PAGES)]:
         text, console = in_chromium(path.as_uri(), tmp_path)

@@ -75,14 +75,20 @@ def test_a_picture_needs_a_name_that_says_its_format(folder, capsys):
     assert [p.name for p in folder.iterdir()] == ["run"]
 
 
-def test_panels_without_values_are_left_out(folder, monkeypatch):
+def test_panels_without_values_are_left_out(folder):
     (folder / "run").mkdir()
-    (folder / "run" / "metrics.csv").write_text("step,reward_avg,avg_response_len,eval_accuracy\n1,0.5,3,\n2,0.6,4,\n")
-    asked = []
-    draw = ch07.plot_grpo_metrics
-    monkeypatch.setattr(ch07, "plot_grpo_metrics", lambda runs, names, *rest: asked.append(names) or draw(runs, names))
-    assert main(["plot", "run", "--out", "curves.png"]) == 0
-    assert asked == [["reward_avg", "avg_response_len"]] and (folder / "curves.png").stat().st_size > 1000
+    log = folder / "run" / "metrics.csv"
+    log.write_text("step,reward_avg,avg_response_len,eval_accuracy\n1,0.5,3,\n2,0.6,4,\n")
+    assert main(["plot", "run", "--out", "curves.png"]) == 0 and (folder / "curves.png").stat().st_size > 1000
+    titles = [ax.get_title(loc="left") for ax in ch07.plot_grpo_metrics(log).axes]
+    assert titles == [ch07.METRICS[name] for name in ("reward_avg", "avg_response_len")]
+
+
+def test_nothing_to_draw(folder, capsys):
+    (folder / "run").mkdir()
+    (folder / "run" / "metrics.csv").write_text("step,loss\n1,0.5\n")
+    assert "nothing to draw: expected values of reward_avg" in error_of(capsys, "plot", "run", "--out", "curves.png")
+    assert not (folder / "curves.png").exists()
 
 
 def test_training_on_a_file_asks_for_held_out_problems(folder, capsys):

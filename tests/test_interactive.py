@@ -2,18 +2,15 @@
 
 import json
 import re
-import shutil
-import subprocess
 from html import unescape
 
 import pytest
 import torch
+from browser import in_chromium, needs_chromium
 
 from rfs_utils.ch07 import METHODS, clipped_objective, compute_advantages, is_clipped
 from rfs_utils.interactive import clip_figure, figure_html, group_figure
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
 SET = """
 const root = document.querySelector(".rfs-figure"), found = [];
 const set = (control, value) => {
@@ -54,14 +51,12 @@ def found_in_chromium(name, script, folder):
     script = f"<script>{{{SET}{script}{REPORT}}}</script>"
     text = f"<!doctype html><meta charset='utf-8'><body>{figure_html(name)}{script}"
     page.write_text(text, encoding="utf-8")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
-    command = [CHROMIUM, *options, f"--user-data-dir={folder}", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert "CONSOLE" not in done.stderr, done.stderr
-    return json.loads(unescape(re.search(r"<pre>(.*?)</pre>", done.stdout, re.DOTALL)[1]))
+    shown, console = in_chromium(page.as_uri(), folder)
+    assert not console, console
+    return json.loads(unescape(re.search(r"<pre>(.*?)</pre>", shown, re.DOTALL)[1]))
 
 
-@in_a_browser
+@needs_chromium
 def test_group_figure_has_the_advantages_of_chapter_7(tmp_path):
     found = found_in_chromium("group", SET_GROUPS % json.dumps(GROUPS), tmp_path)
     assert len({method for method, *_ in found}) == 6 and len(found) == 6 * len(GROUPS)
@@ -70,7 +65,7 @@ def test_group_figure_has_the_advantages_of_chapter_7(tmp_path):
         torch.testing.assert_close(torch.tensor(shown, dtype=torch.float64), expected.double(), atol=1e-4, rtol=0)
 
 
-@in_a_browser
+@needs_chromium
 def test_clip_figure_has_the_objective_of_chapter_7(tmp_path):
     found = found_in_chromium("clip", SET_CLIPS, tmp_path)
     assert len(found) == 24
