@@ -57,6 +57,7 @@ class TrainConfig:
     dtype: str = option("auto", f"type of the weights: auto follows memory, or {', '.join(DTYPES)}")
     optimizer: str = option("auto", f"auto follows memory, or {', '.join(OPTIMIZERS)}")
     micro_batch: int = option(0, "response tokens back-propagated at a time; 0 follows memory")
+    shard: bool = option(False, "under torchrun, each process keeps a part of the weights and AdamW's states (FSDP2)")
     eval_every: int = option(10, "steps between evaluations on held-out problems; 0 is never")
     eval_problems: int = option(100, "held-out problems in these evaluations")
     checkpoint_every: int = option(50, "steps between checkpoints; 0 is only at the end")
@@ -93,6 +94,8 @@ class TrainConfig:
             if value is not None and not 0 <= value < float("inf"):
                 raise ValueError(f"{name} must be a number, 0 or more; got {value}")
         parse_rewards(self.rewards)
+        if self.shard and self.optimizer not in ("auto", "adamw"):
+            raise ValueError(f"with shard, optimizer must be auto or adamw, got {self.optimizer}")
         if self.tensorboard and find_spec("tensorboard") is None:
             raise ValueError("--tensorboard needs the package tensorboard: pip install tensorboard")
 

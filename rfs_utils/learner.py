@@ -29,6 +29,7 @@ from .lean import (
 from .optim import make_optimizer
 from .qwen3 import Qwen3Model
 from .rewards import parse_rewards
+from .sharding import full, gathered, shard
 from .tokenizer import Qwen3Tokenizer
 
 MAX_REFILLS = 3  # rounds in which dynamic sampling looks for groups with a signal
@@ -37,7 +38,9 @@ MAX_REFILLS = 3  # rounds in which dynamic sampling looks for groups with a sign
 def make_plan(config: TrainConfig, model: Qwen3Model, device: torch.device) -> MemoryPlan:
     """What `config.memory` means for this model and device, with the config's own dtype, optimizer and micro_batch."""
     plan = plan_memory(config.memory, device, sum(p.numel() for p in model.parameters()))
-    if config.optimizer == "adamw":
+    if config.shard:  # the weights stay in float32, and the plan's type is the one to compute with
+        plan = replace(plan, optimizer="adamw")
+    elif config.optimizer == "adamw":
         plan = replace(plan, dtype=torch.float32)  # on bfloat16 weights it would lose most of its small steps
     return replace(
         plan,
@@ -101,10 +104,12 @@ class Learner:
         self.plan = make_plan(config, model, self.device)
         if config.memory == "low":
             return_freed_memory()
-        cast_weights(model, self.plan.dtype)
+        cast_weights(model, torch.float32 if config.shard else self.plan.dtype)
         self.method = config.resolved_method()
         self.rewards = parse_rewards(config.rewards)
         self.reference = copy.deepcopy(model).requires_grad_(False) if self.method.kl_coef else None
+        if config.shard and parallel.world_size() > 1:
+            shard(model, self.plan.dtype)
         self.optimizer = make_optimizer(self.plan.optimizer, model.parameters(), config.lr, config.weight_decay)
         self.problems = Problems(problems, config.seed)
         self.done = 0  # steps
@@ -116,12 +121,13 @@ class Learner:
         started = time.perf_counter()
         self.done += 1
         self.optimizer.zero_grad()  # before sampling, whose cache takes the gradients' room
-        self.experience = batch = self.collect()
+        with gathered(self.model):
+            self.experience = batch = self.collect()
         greedy = None if batch.greedy_rewards is None else batch.greedy_rewards.cpu()
-        gathered = parallel.gather((batch.parts.cpu(), batch.rewards.cpu(), greedy))
-        self.advantages = advantages = self.compute_advantages(gathered)
+        shared = parallel.gather((batch.parts.cpu(), batch.rewards.cpu(), greedy))
+        self.advantages = advantages = self.compute_advantages(shared)
         updates = self.update(batch, advantages.flatten())
-        parts, rewards, _ = (x if x[0] is None else torch.cat(x) for x in zip(*gathered, strict=True))
+        parts, rewards, _ = (x if x[0] is None else torch.cat(x) for x in zip(*shared, strict=True))
         sums = parallel.gather(self.sums(batch))
         totals = {name: sum(part[name] for part in sums) for name in sums[0]}
         seconds = time.perf_counter() - started
@@ -178,9 +184,9 @@ class Learner:
                 break
         return join_experience(kept or [found], self.tokenizer.pad_token_id)
 
-    def compute_advantages(self, gathered: list[tuple]) -> torch.Tensor:
+    def compute_advantages(self, shared: list[tuple]) -> torch.Tensor:
         """Advantages of this process's groups, (B, G); some methods compare with the rewards of all processes."""
-        parts, rewards, greedy = zip(*gathered, strict=True)
+        parts, rewards, greedy = zip(*shared, strict=True)
         weights = torch.tensor([weight for _, weight in self.rewards.values()])
         several = self.method.separate_rewards
         greedy = None if greedy[0] is None else torch.cat(greedy)
@@ -226,12 +232,13 @@ class Learner:
             if number:
                 self.optimizer.zero_grad()
             loss = 0.0
-            if len(rows):
-                loss = backpropagate(
-                    self.model, rollouts, part_loss, config.temperature, config.top_p, self.plan.max_tokens, rows
-                )
-            parallel.add_gradients(self.model.parameters())
-            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.max_grad_norm).item()
+            with gathered(self.model):
+                if len(rows):
+                    loss = backpropagate(
+                        self.model, rollouts, part_loss, config.temperature, config.top_p, self.plan.max_tokens, rows
+                    )
+                parallel.add_gradients(self.model)
+            norm = full(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)).item()
             sums = [sum(values) for values in zip(*found, strict=True)] or [0.0, 0.0, 0.0]
             loss, clipped, kl, tokens = (sum(values) for values in zip(*parallel.gather([loss, *sums]), strict=True))
             if not (math.isfinite(norm) and math.isfinite(loss)):

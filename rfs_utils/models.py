@@ -292,6 +292,16 @@ def export_model(source: str | Path, directory: str | Path, which_model: str | P
 
 
 def _write_model_files(model: Qwen3Model, tokenizer: Qwen3Tokenizer, directory: Path, card: str) -> None:
+    write_config_files(model, tokenizer, directory)
+    weights = to_hf_names(dict(model.named_parameters()))
+    state = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+    save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
+    if card:
+        (directory / "README.md").write_text(card, encoding="utf-8")
+
+
+def write_config_files(model: Qwen3Model, tokenizer: Qwen3Tokenizer, directory: Path) -> None:
+    """Write what a Hugging Face model directory holds besides the weights: the configuration and the tokenizer."""
     cfg = {"tied": True, **model.cfg}
     config = {theirs: cfg[ours] for ours, theirs in _HF_CONFIG.items()}
     config |= {
@@ -314,10 +324,6 @@ def _write_model_files(model: Qwen3Model, tokenizer: Qwen3Tokenizer, directory: 
     for name, content in (("config.json", config), ("tokenizer_config.json", tokenizer_config)):
         (directory / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     tokenizer.backend.save(str(directory / "tokenizer.json"))
-    state = {name: t.detach().cpu().contiguous() for name, t in to_hf_names(model.state_dict()).items()}
-    save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
-    if card:
-        (directory / "README.md").write_text(card, encoding="utf-8")
 
 
 def _read_json(path: Path) -> dict:

@@ -1,15 +1,19 @@
 """The same training step on several processes: each samples and scores some groups, and the gradients are added up.
 
 Started by `torchrun --nproc-per-node N -m rfs_utils.trainer ...`; without torchrun everything here does nothing. Every
-process holds the whole model. The places in a step where processes meet, to tell each other rewards and to add up
-gradients, are the same for all, however many tokens or micro-batches each has: none waits for one with nothing to do.
+process holds the whole model, unless it is in parts (sharding.py). The places in a step where processes meet, to tell
+each other rewards and to add up gradients, are the same for all, however many tokens or micro-batches each has: none
+waits for one with nothing to do.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
+
+from . import sharding
+from .qwen3 import Qwen3Model
 
 BUCKET = 2**25  # gradient values that are added up at once
 
@@ -58,13 +62,29 @@ def share(value):
     return gather(value)[0]
 
 
-@torch.no_grad()
-def add_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+def on_main(call: Callable, *arguments):
+    """What a call returns, or the OSError or ValueError that it raises, on process 0; the others do not make it."""
+    outcome = None
+    if rank() == 0:
+        try:
+            outcome = call(*arguments)
+        except (OSError, ValueError) as error:
+            outcome = error
+    outcome = share(outcome)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def add_gradients(model: Qwen3Model) -> None:
     """Replace every gradient by the sum over all processes; a process without one adds zero."""
     if not dist.is_initialized():
         return
+    if sharding.is_sharded(model):
+        sharding.reduce_gradients(model)
+        return
     bucket: list[torch.nn.Parameter] = []
-    for p in parameters:
+    for p in model.parameters():
         if p.grad is None:
             p.grad = torch.zeros_like(p)
         bucket.append(p)
@@ -75,6 +95,7 @@ def add_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
         _add_bucket(bucket)
 
 
+@torch.no_grad()
 def _add_bucket(bucket: list[torch.nn.Parameter]) -> None:
     flat = torch.cat([p.grad.flatten().float() for p in bucket])
     dist.all_reduce(flat)

@@ -233,7 +233,7 @@ class Qwen3Model(nn.Module):
         attention, and positions are counted from the first real token. Padding at the right needs
         nothing, since no real token can see it. With a cache, pass `num_pad` with the prompt only.
         """
-        return self.logits(self.hidden_states(in_idx, cache, num_pad))
+        return self.logits(self._hidden_states(in_idx, cache, num_pad))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of final hidden states; unless `cfg["tied"]` is False, the head is the embedding matrix."""
@@ -245,6 +245,10 @@ class Qwen3Model(nn.Module):
 
     def hidden_states(self, in_idx, cache=None, num_pad=None) -> torch.Tensor:
         """Final hidden states, (batch, tokens, emb_dim); arguments as in `forward`."""
+        # `forward` does not come through here, since FSDP watches both and must not be entered twice.
+        return self._hidden_states(in_idx, cache, num_pad)
+
+    def _hidden_states(self, in_idx, cache, num_pad) -> torch.Tensor:
         start = 0 if cache is None else cache.length
         end = start + in_idx.shape[1]
         if end > self.cfg["context_length"]:

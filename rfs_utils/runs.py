@@ -2,7 +2,7 @@
 steps since the last checkpoint.
 
     config.toml  metrics.csv  samples.jsonl  before.json  result.json  curves.png  report.html  model/
-    checkpoints/step-00050/   a Hugging Face model directory, with optimizer.safetensors and state.json
+    checkpoints/step-00050/   a Hugging Face model directory, with optimizer and random states, and state.json
 """
 
 import csv
@@ -14,16 +14,19 @@ import shutil
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from . import parallel, sharding
 from .checkpoints import load_weights
 from .download import replace_file
-from .models import check_new, save_model
+from .models import check_new, save_model, write_config_files
 from .qwen3 import Qwen3Model
 from .tokenizer import Qwen3Tokenizer
 
@@ -104,32 +107,55 @@ def append_lines(path: Path, records: list[dict]) -> None:
 
 def save_run_checkpoint(
     folder: Path, step: int, model: Qwen3Model, tokenizer: Qwen3Tokenizer, optimizer: torch.optim.Optimizer, state: dict
-) -> Path:
+) -> None:
     """Write checkpoints/step-NNNNN: model, optimiser, random states, and `state`, which JSON can hold.
 
-    The directory gets its name when all of it is on the disk. Raises OSError when it cannot be written; older
-    checkpoints are as they were.
+    All processes call it; process 0 writes, unless the model is in parts. The directory gets its name when all of it
+    is on the disk. Raises OSError, on all processes, when it cannot be written; older checkpoints are as they were.
     """
     final = folder / "checkpoints" / f"step-{step:05d}"
     temporary = final.with_name(f".{final.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    tensors, numbers = pack_optimizer(optimizer)
+    random_tensors, random_numbers = random_states()
+    content = {"step": step, "optimizer": numbers, "random": random_numbers, **state}
     try:
-        save_model(model, tokenizer, temporary)
-        tensors, numbers = pack_optimizer(optimizer)
-        random_tensors, random_numbers = random_states()
-        save_file(tensors | random_tensors, temporary / "optimizer.safetensors")
-        write_json(temporary / "state.json", {"step": step, "optimizer": numbers, "random": random_numbers, **state})
-        for path in temporary.iterdir():
-            sync(path)
-        if final.exists():  # the run came this far before and was resumed from an earlier step
-            shutil.rmtree(final)
-        os.replace(temporary, final)
-        sync(final.parent)
-    except SafetensorError as error:  # how safetensors reports a full disk
-        raise OSError(f"cannot write {final}: {error}") from None
+        if sharding.is_sharded(model):
+            parallel.on_main(prepare_checkpoint, temporary, partial(write_config_files, model, tokenizer))
+            sharding.save_parts(temporary, model, tensors, parallel.rank() == 0)
+        else:
+            parallel.on_main(prepare_checkpoint, temporary, partial(save_model, model, tokenizer))
+            parallel.on_main(write_tensors, temporary / "optimizer.safetensors", tensors)
+        parallel.on_main(write_tensors, temporary / "random.safetensors", random_tensors)
+        parallel.on_main(finish_checkpoint, temporary, final, content)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return final
+        if parallel.rank() == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def prepare_checkpoint(directory: Path, write: Callable[[Path], object]) -> None:
+    """Begin a directory anew with what `write` puts there."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    write(directory)
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write a safetensors file; OSError when that fails."""
+    try:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise OSError(f"cannot write {path}: {error}") from None
+
+
+def finish_checkpoint(temporary: Path, final: Path, content: dict) -> None:
+    """Add state.json, wait until everything is on the disk, and give the directory its name."""
+    write_json(temporary / "state.json", content)
+    for path in temporary.iterdir():
+        sync(path)
+    if final.exists():  # the run came this far before and was resumed from an earlier step
+        shutil.rmtree(final)
+    os.replace(temporary, final)
+    sync(final.parent)
 
 
 def sync(path: Path) -> None:
@@ -164,25 +190,31 @@ def prune_checkpoints(folder: Path, keep: int, best: int | None) -> None:
 def load_run_checkpoint(directory: Path, model: Qwen3Model, optimizer: torch.optim.Optimizer) -> dict:
     """Fill model, optimiser and random states from a checkpoint; returns its state. ValueError when damaged."""
     state = read_json(directory / "state.json")
-    load_weights(model, directory / "model.safetensors")
     try:
-        tensors = load_file(directory / "optimizer.safetensors")
+        if sharding.is_sharded(model):
+            tensors = sharding.load_parts(directory, model, optimizer.param_groups[0]["params"])
+        else:
+            load_weights(model, directory / "model.safetensors")
+            tensors = load_file(directory / "optimizer.safetensors")
         unpack_optimizer(optimizer, tensors, state["optimizer"])
-        restore_random_states(tensors, state["random"])
+        restore_random_states(load_file(directory / "random.safetensors"), state["random"])
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
         raise ValueError(f"the checkpoint {directory} is damaged or belongs to another run: {error}") from None
     return state
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-    """An optimiser's state as named tensors and named numbers; "3.exp_avg" belongs to parameter 3."""
+    """An optimiser's state as named tensors and named numbers; "3.exp_avg" belongs to parameter 3.
+
+    A tensor without dimensions is a number, since torch writes those of a model in parts as zero.
+    """
     tensors, numbers = {}, {}
     for index, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"{index}.{key}"] = value.detach().cpu().contiguous()
+            if isinstance(value, torch.Tensor) and value.dim() > 0:
+                tensors[f"{index}.{key}"] = value.detach()
             else:
-                numbers[f"{index}.{key}"] = value
+                numbers[f"{index}.{key}"] = value.item() if isinstance(value, torch.Tensor) else value
     return tensors, numbers
 
 
@@ -191,16 +223,15 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict, numbers: d
     state: dict[int, dict] = {}
     for name, value in (tensors | numbers).items():
         index, _, key = name.partition(".")
-        if index.isdecimal():
-            state.setdefault(int(index), {})[key] = value
+        state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def random_states() -> tuple[dict[str, torch.Tensor], dict]:
     """The states of all random number generators in use, as tensors and as what JSON can hold."""
-    tensors = {"random.cpu": torch.get_rng_state()}
+    tensors = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        tensors |= {f"random.cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+        tensors |= {f"cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
     numbers = {"python": random.getstate()}
     if "numpy" in sys.modules:  # a reward function may use it
         name, keys, *rest = sys.modules["numpy"].random.get_state()
@@ -210,8 +241,8 @@ def random_states() -> tuple[dict[str, torch.Tensor], dict]:
 
 def restore_random_states(tensors: dict[str, torch.Tensor], numbers: dict) -> None:
     """Put back what `random_states` took."""
-    torch.set_rng_state(tensors["random.cpu"])
-    cuda = [tensors[name] for name in sorted(tensors) if name.startswith("random.cuda")]
+    torch.set_rng_state(tensors["cpu"])
+    cuda = [tensors[name] for name in sorted(tensors) if name.startswith("cuda")]
     if cuda and torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(cuda)
     version, internal, gauss = numbers["python"]

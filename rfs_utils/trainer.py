@@ -35,6 +35,7 @@ from .runs import (
     write_json,
     write_text,
 )
+from .sharding import gathered
 from .watch import MAX_SKIPPED, Watch, collapsed
 
 
@@ -48,7 +49,7 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> dict:
     config.check()
     learner, held_out = prepare(config)
     name = f"{Path(config.model).name}-{config.method}-seed{config.seed}"
-    folder = Path(parallel.share(str(make_run_folder(config.out, name)) if parallel.rank() == 0 else None))
+    folder = parallel.on_main(make_run_folder, config.out, name)
     if parallel.rank() == 0:
         write_text(folder / "config.toml", format_config(config))
     evaluate_before(learner, held_out, folder)
@@ -119,13 +120,14 @@ class HeldOut:
         """Greedy answers of at most `room * max_new_tokens`."""
         own = problems[parallel.own_part(len(problems))]
         tokens = 256 + room * self.config.max_new_tokens  # of a row, with a prompt of the usual length
-        rows = learner.plan.cache_bytes // (cache_bytes_per_token(learner.model) * tokens)
         records = []
-        if own:
-            records = evaluate_model(
-                learner.model, learner.tokenizer, own, learner.device, room * self.config.max_new_tokens,
-                batch_size=max(1, min(128, rows)), progress=progress and parallel.rank() == 0,
-            ).records  # fmt: skip
+        with gathered(learner.model):
+            rows = learner.plan.cache_bytes // (cache_bytes_per_token(learner.model) * tokens)
+            if own:
+                records = evaluate_model(
+                    learner.model, learner.tokenizer, own, learner.device, room * self.config.max_new_tokens,
+                    batch_size=max(1, min(128, rows)), progress=progress and parallel.rank() == 0,
+                ).records  # fmt: skip
         return Evaluation([record for part in parallel.gather(records) for record in part])
 
     def summary(self, learner: Learner) -> dict:
@@ -280,14 +282,14 @@ class Run:
     def checkpoint(self, must: bool = False) -> None:
         """Save everything, once a step; a failure is reported and the run goes on, unless it `must` be saved."""
         learner, step = self.learner, self.learner.done
-        if not self.is_main or self.saved == step:
+        if self.saved == step:
             return
         state = {**learner.state(), "seconds": self.seconds, "best": self.best, "skipped": self.skipped}
         state["watch"] = self.watch.state()
         try:
             save_run_checkpoint(self.folder, step, learner.model, learner.tokenizer, learner.optimizer, state)
             self.saved = step
-            prune_checkpoints(self.folder, self.config.keep_checkpoints, self.best[1])
+            parallel.on_main(prune_checkpoints, self.folder, self.config.keep_checkpoints, self.best[1])
         except OSError as error:
             if must:
                 raise
@@ -296,10 +298,14 @@ class Run:
 
     def finish(self, ended_early: str | None) -> dict:
         """Evaluate the trained model and write the results."""
-        learner, config, folder = self.learner, self.config, self.folder
+        learner = self.learner
         after = self.held_out.summary(learner)
-        if not self.is_main:
-            return {}
+        with gathered(learner.model):
+            return self.write_results(after, ended_early) if self.is_main else {}
+
+    def write_results(self, after: dict, ended_early: str | None) -> dict:
+        """Write what a finished run leaves."""
+        learner, config, folder = self.learner, self.config, self.folder
         before = read_json(folder / "before.json")
         result = {
             "accuracy_before": before["all"][0],

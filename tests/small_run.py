@@ -8,5 +8,11 @@ from rfs_utils.data import generate_tiny_problems
 
 trainer.generate_tiny_problems = lambda n, *args, **options: generate_tiny_problems(min(n, 10), *args, **options)
 
+
+def every_second(responses, examples, **info):
+    """A reward that always differs within a group."""
+    return [float(i % 2) for i in range(len(responses))]
+
+
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,7 +3,6 @@
 import csv
 import itertools
 import json
-import os
 import random
 import re
 import shutil
@@ -402,98 +401,6 @@ def test_a_run_that_stopped_before_its_first_step_begins(tmp_path, monkeypatch):
         for name in [name for name in result if "second" in name]:
             del result[name]
     assert results[0] == results[1]
-
-
-# ---------------------------------------------------------------- several processes
-
-
-def torchrun(processes: int, script: Path, *arguments) -> None:
-    """A script on several processes of one thread each; what it wrote is in the error when it fails."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes, script]
-    done = subprocess.run([str(x) for x in (*command, *arguments)], timeout=240, capture_output=True, text=True,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
-SAME_STEP = """
-import sys, torch, torch.distributed as dist
-from rfs_utils import parallel
-from rfs_utils.config import TrainConfig
-from rfs_utils.data import generate_tiny_problems
-from rfs_utils.learner import Learner
-from rfs_utils.models import load_model_and_tokenizer
-from safetensors.torch import save_file
-parallel.start()
-model, tokenizer = load_model_and_tokenizer("tiny-base", "cpu")
-config = TrainConfig(max_new_tokens=48, num_rollouts=4, seed=3, **eval(sys.argv[2]))
-learner = Learner(config, model, tokenizer, generate_tiny_problems(60, "train"))
-metrics = learner.step()
-if parallel.rank() == 0:
-    values = {"metric." + k: torch.tensor(v) for k, v in metrics.items() if v is not None and "second" not in k}
-    save_file(values | {name: p.grad for name, p in model.named_parameters()}, sys.argv[1])
-"""
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"prompts_per_step": 5},
-        {"prompts_per_step": 4, "method": "reinforce_pp", "updates_per_step": 2, "kl_coef": 0.05},
-        {"prompts_per_step": 4, "method": "dapo", "rewards": "accuracy,format=0.5"},
-        {"prompts_per_step": 4, "method": "remax"},
-    ],
-)
-def test_two_processes_equal_one(settings, tmp_path):
-    """Metrics and gradient of a step; the gradient is clipped to norm 1, so 1e-6 is relative to that."""
-    (tmp_path / "step.py").write_text(SAME_STEP)
-    found = []
-    for count in (1, 2):
-        out = tmp_path / f"{count}.safetensors"
-        torchrun(count, tmp_path / "step.py", out, repr(settings))
-        found.append(load_file(out))
-    one, two = found
-    assert one["metric.grad_norm"] > 0 and one.keys() == two.keys()
-    for name in one:
-        tolerance = 1e-4 if name.startswith("metric.") else 1e-6
-        assert (one[name] - two[name]).abs().max() <= tolerance * max(1.0, one[name].abs().max()), name
-
-
-def test_a_run_on_two_processes_can_be_resumed_on_one(tmp_path):
-    both = tmp_path / "on two"
-    torchrun(2, Path(__file__).with_name("small_run.py"), "train", *FAST, "--steps", "2", "--out", both)
-    config = both / "config.toml"
-    config.write_text(config.read_text().replace("steps = 2", "steps = 3", 1))
-    assert process("--resume", str(both)).wait(timeout=120) == 0
-    assert [row["step"] for row in rows_of(both)] == ["1", "2", "3"]
-
-
-def test_processes_of_unequal_length_and_without_signal_do_not_wait_for_ever(tmp_path):
-    """Process 0 has one-token answers without signal, process 1 long ones with a signal, for three steps."""
-    reward = """
-import torch.distributed as dist
-def uneven(responses, examples, **info):
-    return [float(dist.get_rank() == 1 and i % 2 == 0) for i in range(len(responses))]
-"""
-    (tmp_path / "uneven_rewards.py").write_text(reward)
-    script = f"""
-import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(Path(__file__).parent)!r}]
-import small_run, torch.distributed as dist
-from rfs_utils import ch06
-real = ch06.sample_batch
-def uneven(*args):
-    short = dist.is_initialized() and dist.get_rank() == 0
-    limit, uniform = (1, args[8][:, :1]) if short and args[8] is not None else (args[5], args[8])
-    return real(*args[:5], limit, *args[6:8], uniform)
-from rfs_utils import lean
-lean.sample_batch = uneven
-sys.exit(small_run.main())
-"""
-    (tmp_path / "job.py").write_text(script)
-    arguments = ["train", *FAST, "--steps", "3", "--rewards", "uneven_rewards:uneven", "--out", tmp_path / "r"]
-    torchrun(2, tmp_path / "job.py", *arguments)
-    rows = rows_of(tmp_path / "r")
-    assert len(rows) == 3 and all(row["zero_signal_groups"] == "0.500000" for row in rows)
-    assert all(float(row["grad_norm"]) > 0 for row in rows)
 
 
 # ---------------------------------------------------------------- bad input
