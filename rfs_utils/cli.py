@@ -1,41 +1,26 @@
-"""The command line: `rfs train`, `pretrain`, `eval`, `plot`, `samples`, `compare`, `download`, `export`."""
+"""The command line: `rfs train`, `pretrain`, `eval`, `plot`, `samples`, `compare`, `download`, `export`.
+
+Functions import what they need: torch takes seconds, and `rfs --help` should not.
+"""
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Collection
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module
 from pathlib import Path
-
-from . import parallel
-from .ch07 import METHODS
-from .config import TrainConfig, field_type, read_config
-from .data import PROBLEM_SETS, problem_set
-from .download import GRPO_FOLDERS, download_qwen3_grpo_checkpoints
-from .evaluate import evaluate_to_file, format_evaluation
-from .models import (
-    ALIASES,
-    HUB_MODELS,
-    export_model,
-    get_device,
-    load_model_and_tokenizer,
-    load_weights,
-    model_directory,
-)
-from .sampling import check_sampling
-from .trainer import RunFailed, RunStopped, resume, train
 
 KEPT = "; what is finished is in the file, and the same command goes on from there"
 
 
-def add_train(commands) -> None:
-    parser = commands.add_parser(
-        "train",
-        help="train a model with reinforcement learning and write a folder of results",
-        description="Train a model with reinforcement learning from verifiable rewards.",
-        epilog="examples: rfs train --model tiny-base --steps 40 --seed 1 --out runs/mine; "
-        "rfs train --config my.toml --method dapo; rfs train --resume runs/mine",
+def add_train(parser) -> None:
+    parser.description = "Train a model with reinforcement learning from verifiable rewards."
+    parser.epilog = (
+        "examples: rfs train --model tiny-base --steps 40 --seed 1 --out runs/mine; "
+        "rfs train --config my.toml --method dapo; rfs train --resume runs/mine"
     )
     parser.add_argument("--config", metavar="FILE", help="settings from a TOML file; flags have precedence")
     parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder, from its last checkpoint")
@@ -45,6 +30,8 @@ def add_train(commands) -> None:
 
 def add_settings(parser, without: Collection[str] = ()) -> None:
     """A flag for every setting of a run but some; those that are not given are not in the result."""
+    from .config import TrainConfig, field_type
+
     for field in fields(TrainConfig):
         if field.name in without:
             continue
@@ -60,11 +47,17 @@ def add_settings(parser, without: Collection[str] = ()) -> None:
 
 def given_settings(args) -> dict:
     """The settings of a run among parsed arguments."""
+    from .config import TrainConfig
+
     return {field.name: getattr(args, field.name) for field in fields(TrainConfig) if hasattr(args, field.name)}
 
 
 def run_train(args) -> None:
     """`rfs train`, anew or resumed."""
+    from . import parallel
+    from .config import TrainConfig, read_config
+    from .trainer import resume, train
+
     settings = given_settings(args)
     parallel.start()
     try:
@@ -81,13 +74,11 @@ def run_train(args) -> None:
         parallel.stop()
 
 
-def add_pretrain(commands) -> None:
-    parser = commands.add_parser(
-        "pretrain",
-        help="make tiny-base and tiny-reasoning from nothing",
-        description="Train the tokenizer, tiny-base and tiny-reasoning from nothing and write two model directories.",
-        epilog="example: rfs pretrain --out my-models",
+def add_pretrain(parser) -> None:
+    parser.description = (
+        "Train the tokenizer, tiny-base and tiny-reasoning from nothing and write two model directories."
     )
+    parser.epilog = "example: rfs pretrain --out my-models"
     parser.add_argument(
         "--out", default="pretrained", help="folder for the two model directories, new or empty (default: %(default)s)"
     )
@@ -102,14 +93,12 @@ def add_pretrain(commands) -> None:
     parser.set_defaults(run=run)
 
 
-def add_eval(commands) -> None:
-    parser = commands.add_parser(
-        "eval",
-        help="measure a model on a set of problems",
-        description="Answer problems, grade the answers and report accuracy, length and truncation. A run that stopped "
-        "goes on where it was when it is started again with the same output file.",
-        epilog="example: rfs eval --model qwen3-0.6b-base --data math500 --limit 100 --out base.jsonl",
+def add_eval(parser) -> None:
+    parser.description = (
+        "Answer problems, grade the answers and report accuracy, length and truncation. A run that stopped "
+        "goes on where it was when it is started again with the same output file."
     )
+    parser.epilog = "example: rfs eval --model qwen3-0.6b-base --data math500 --limit 100 --out base.jsonl"
     model_help = (
         "tiny-base (the default), tiny-reasoning, qwen3-0.6b-base, qwen3-0.6b, or the path of a model directory"
     )
@@ -139,6 +128,11 @@ def add_eval(commands) -> None:
 
 def run_eval(args) -> None:
     """`rfs eval`: answers go to a file, figures to the screen."""
+    from .data import problem_set
+    from .evaluate import evaluate_to_file, format_evaluation
+    from .models import get_device, load_model_and_tokenizer, load_weights
+    from .sampling import check_sampling
+
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"limit must be at least 1, got {args.limit}")
     check_sampling(args.max_new_tokens, args.temperature, args.top_p)  # before anything is downloaded
@@ -159,14 +153,12 @@ def run_eval(args) -> None:
     print(f"{args.checkpoint or args.model} on {args.data}\n{format_evaluation(result)}\nanswers in {out}")
 
 
-def add_plot(commands) -> None:
-    parser = commands.add_parser(
-        "plot",
-        help="draw the curves of one or several runs",
-        description="Draw the metrics of runs. Runs that differ in nothing but the seed become one curve with a band "
-        "from the lowest to the highest.",
-        epilog="example: rfs plot runs/grpo-seed0 runs/grpo-seed1 runs/rloo-seed0 --out compared.png",
+def add_plot(parser) -> None:
+    parser.description = (
+        "Draw the metrics of runs. Runs that differ in nothing but the seed become one curve with a band "
+        "from the lowest to the highest."
     )
+    parser.epilog = "example: rfs plot runs/grpo-seed0 runs/grpo-seed1 runs/rloo-seed0 --out compared.png"
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
     parser.add_argument("--columns", help="columns of metrics.csv, separated by commas (default: the usual ones)")
     parser.add_argument("--window", type=int, default=5, help="steps of the moving average (default: %(default)s)")
@@ -186,6 +178,8 @@ def run_plot(args) -> None:
 
 def group_runs(folders: list[str]) -> dict[str, list[Path]]:
     """metrics.csv of run folders, by the settings in which they differ besides seed and folder."""
+    from .config import read_config
+
     settings = {}
     for folder in map(Path, folders):
         if not (folder / "metrics.csv").is_file():
@@ -201,13 +195,9 @@ def group_runs(folders: list[str]) -> dict[str, list[Path]]:
     return groups
 
 
-def add_samples(commands) -> None:
-    parser = commands.add_parser(
-        "samples",
-        help="show rollouts that a run has kept",
-        description="Print rollouts of a run, best first, or write the page that shows them token by token.",
-        epilog="example: rfs samples runs/mine --step 20",
-    )
+def add_samples(parser) -> None:
+    parser.description = "Print rollouts of a run, best first, or write the page that shows them token by token."
+    parser.epilog = "example: rfs samples runs/mine --step 20"
     parser.add_argument("run_folder", metavar="RUN", help="run folder")
     parser.add_argument("--step", type=int, help="training step (default: the last one kept)")
     parser.add_argument("--limit", type=int, default=8, help="how many (default: %(default)s)")
@@ -237,16 +227,14 @@ NOT_COMPARED = (
 )  # fmt: skip
 
 
-def add_compare(commands) -> None:
-    parser = commands.add_parser(
-        "compare",
-        help="train several methods over several seeds and print a table",
-        description="Train several methods on the tiny model under equal conditions, over several seeds. Evaluations "
+def add_compare(parser) -> None:
+    parser.description = (
+        "Train several methods on the tiny model under equal conditions, over several seeds. Evaluations "
         "go to a CSV file, and the settings to a TOML file beside it; runs that are there already are not repeated. "
-        "Accuracy is that of greedy answers to 200 generated held-out problems.",
-        allow_abbrev=False,  # --seed is not short for --seeds
-        epilog="example: rfs compare --methods grpo,rloo,dapo --seeds 5 --steps 40 --csv family.csv",
+        "Accuracy is that of greedy answers to 200 generated held-out problems."
     )
+    parser.epilog = "example: rfs compare --methods grpo,rloo,dapo --seeds 5 --steps 40 --csv family.csv"
+    parser.allow_abbrev = False  # --seed is not short for --seeds
     parser.add_argument("--methods", help="methods, separated by commas (default: all)")
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds (default: %(default)s)")
     parser.add_argument("--csv", default="compare.csv", help="file for the evaluations (default: %(default)s)")
@@ -256,7 +244,9 @@ def add_compare(commands) -> None:
 
 def run_compare(args) -> None:
     """`rfs compare`: runs, then the table."""
+    from .ch07 import METHODS
     from .compare import compare, summarise
+    from .config import TrainConfig
 
     if args.seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {args.seeds}")
@@ -266,14 +256,14 @@ def run_compare(args) -> None:
     print(f"\n{summarise(args.csv, methods)}")
 
 
-def add_download(commands) -> None:
+def add_download(parser) -> None:
+    from .data import PROBLEM_SETS
+    from .download import GRPO_FOLDERS
+    from .models import HUB_MODELS
+
     names = [*HUB_MODELS, *PROBLEM_SETS, *(f"grpo-{kind}" for kind in GRPO_FOLDERS)]
-    parser = commands.add_parser(
-        "download",
-        help="fetch a model, a problem set or a published checkpoint",
-        description=f"Fetch one of: {', '.join(names)}.",
-        epilog="example: rfs download qwen3-0.6b-base",
-    )
+    parser.description = f"Fetch one of: {', '.join(names)}."
+    parser.epilog = "example: rfs download qwen3-0.6b-base"
     parser.add_argument("name", help="what to fetch; base and reasoning are short for the two models")
     parser.add_argument("--to", help="folder (default: the shared cache for models, else the current folder)")
     parser.add_argument("--step", default="50", help="training step of a grpo checkpoint (default: 50)")
@@ -282,6 +272,10 @@ def add_download(commands) -> None:
 
 def run_download(args) -> None:
     """`rfs download`: prints where the files are."""
+    from .data import PROBLEM_SETS
+    from .download import download_qwen3_grpo_checkpoints
+    from .models import ALIASES, HUB_MODELS, model_directory
+
     name = ALIASES.get(args.name, args.name)
     if name not in args.names:
         raise ValueError(f"unknown name {args.name!r}: known names are {', '.join(args.names)}")
@@ -298,29 +292,73 @@ def run_download(args) -> None:
     print(f"{name} is in {path}")
 
 
-def add_export(commands) -> None:
-    parser = commands.add_parser(
-        "export",
-        help="write a trained model as a directory that transformers, TRL and vLLM open",
-        description="Write a trained model as a Hugging Face directory, which transformers, TRL and vLLM open.",
-        epilog="example: rfs export runs/mine --to my-model",
-    )
+def add_export(parser) -> None:
+    parser.description = "Write a trained model as a Hugging Face directory, which transformers, TRL and vLLM open."
+    parser.epilog = "example: rfs export runs/mine --to my-model"
     parser.add_argument("source", metavar="RUN", help="run folder, model directory, or .safetensors or .pth checkpoint")
     parser.add_argument("--to", required=True, metavar="DIR", help="the new directory")
     parser.add_argument("--model", help="which model a checkpoint belongs to, such as qwen3-0.6b-base")
 
     def run(args):
+        from .models import export_model
+
         print(f"written to {export_model(args.source, args.to, args.model)}")
 
     parser.set_defaults(run=run)
 
 
+COMMANDS = {
+    "train": (add_train, "train a model with reinforcement learning and write a folder of results"),
+    "pretrain": (add_pretrain, "make tiny-base and tiny-reasoning from nothing"),
+    "eval": (add_eval, "measure a model on a set of problems"),
+    "plot": (add_plot, "draw the curves of one or several runs"),
+    "samples": (add_samples, "show rollouts that a run has kept"),
+    "compare": (add_compare, "train several methods over several seeds and print a table"),
+    "download": (add_download, "fetch a model, a problem set or a published checkpoint"),
+    "export": (add_export, "write a trained model as a directory that transformers, TRL and vLLM open"),
+}
+
+
 def installed_version() -> str:
     """The package's version, where it is installed and not only on the path."""
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version("rfs-utils")
     except PackageNotFoundError:
         return "not installed"
+
+
+def make_parser(words: list[str]) -> argparse.ArgumentParser:
+    """The parser of the command line `words`: all commands with a line of help, and the options of the one named."""
+    parser = argparse.ArgumentParser(
+        prog="rfs", description="Train reasoning models with reinforcement learning from verifiable rewards."
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {installed_version()}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, (add_options, text) in COMMANDS.items():
+        command = commands.add_parser(name, help=text)
+        if name in words:
+            import_module(".trainer", __package__)  # and with it torch and nearly all that a command may need
+            add_options(command)
+    return parser
+
+
+@contextmanager
+def ended_by_ctrl_c():
+    """Ctrl-C ends the process at once: in the middle of an import, KeyboardInterrupt can turn into any other error."""
+
+    def end(number, frame):
+        os.write(2, b"\nrfs: interrupted\n")
+        os._exit(130)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before != signal.SIG_IGN:  # as it is for a job in the background
+        signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -328,23 +366,19 @@ def main(argv: list[str] | None = None) -> int:
 
     It is 1 for a run that failed, and 130 or 143 after Ctrl-C or SIGTERM.
     """
-    parser = argparse.ArgumentParser(
-        prog="rfs", description="Train reasoning models with reinforcement learning from verifiable rewards."
-    )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {installed_version()}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    add_train(commands)
-    add_pretrain(commands)
-    add_eval(commands)
-    add_plot(commands)
-    add_samples(commands)
-    add_compare(commands)
-    add_download(commands)
-    add_export(commands)
-    args = parser.parse_args(argv)
+    with ended_by_ctrl_c() if argv is None else nullcontext():  # the process is not ours when another program calls
+        parser = make_parser(sys.argv[1:] if argv is None else argv)
+        args = parser.parse_args(argv)
     if args.command is None:
         parser.print_help(sys.stderr)
         return 2
+    return run_command(args)
+
+
+def run_command(args) -> int:
+    """Do what the arguments say; the exit code of `main`."""
+    from .trainer import RunFailed, RunStopped
+
     del args.command
     try:
         args.run(args)

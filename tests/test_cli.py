@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -31,6 +32,31 @@ def folder(tmp_path, monkeypatch):
 def test_the_module_is_the_command():
     done = subprocess.run([sys.executable, "-m", "rfs_utils", "--version"], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith("rfs ")
+
+
+def importing(*command):
+    """The command as a process that writes a line to stderr for every module it has imported."""
+    command = [sys.executable, "-X", "importtime", "-m", "rfs_utils", *command]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("module", ["importlib.metadata", "torch._utils", "matplotlib"])
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends Ctrl-C in another way")
+def test_ctrl_c_while_modules_are_imported(module):
+    with importing("train", "--help") as process:
+        assert any(line.split("|")[-1].strip() == module for line in process.stderr)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "") and "Traceback" not in err
+    assert err.splitlines()[-1] == "rfs: interrupted"
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_what_needs_no_torch_does_not_wait_for_it(option):
+    with importing(option) as process:
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and "rfs" in out
+    assert "rfs_utils.cli" in err and "torch" not in err
 
 
 def test_without_a_command_the_commands_are_listed(capsys):
