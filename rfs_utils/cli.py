@@ -84,13 +84,18 @@ def add_pretrain(parser) -> None:
     )
     parser.add_argument("--steps", type=int, default=None, help="pre-training steps (default: the recipe's own)")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and documents (default: %(default)s)")
+    parser.set_defaults(run=run_pretrain)
 
-    def run(args):
-        from .pretrain import pretrain_all
 
+def run_pretrain(args) -> None:
+    """`rfs pretrain`; SIGTERM is Ctrl-C, which keeps the model as it is."""
+    from .pretrain import pretrain_all
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
         pretrain_all(args.out, steps=args.steps, seed=args.seed)
-
-    parser.set_defaults(run=run)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def add_eval(parser) -> None:
@@ -395,8 +400,9 @@ def run_command(args) -> int:
     except RunStopped as stop:
         print(f"\nrfs: {stop}", file=sys.stderr)
         return 128 + (stop.number or signal.SIGINT)
-    except KeyboardInterrupt:
-        print(f"\nrfs: interrupted{getattr(args, 'kept', '')}", file=sys.stderr)
+    except KeyboardInterrupt as stop:  # some say what they have kept
+        kept = f"; {stop}" if stop.args else getattr(args, "kept", "")
+        print(f"\nrfs: interrupted{kept}", file=sys.stderr)
         return 130
     return 0
 

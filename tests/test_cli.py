@@ -5,12 +5,14 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from small import make_tokenizer, tokenizer_file
 
-from rfs_utils import ch07
+from rfs_utils import ch07, pretrain
 from rfs_utils.cli import main
-from rfs_utils.models import WEIGHTS_DIR
+from rfs_utils.models import WEIGHTS_DIR, load_model_and_tokenizer
 from rfs_utils.page import read_samples
 from rfs_utils.plots import read_metrics
 from rfs_utils.runs import cut_log, read_json
@@ -136,3 +138,31 @@ def test_a_run_folder_is_a_model_and_gives_its_answers_their_name(folder, capsys
         assert main(["eval", "--model", model, *options]) == 0
     assert main(["eval", "--model", "tiny-base", "--checkpoint", "mine/model/model.safetensors", *options]) == 0
     assert sorted(p.name for p in folder.iterdir()) == ["eval-mine-tiny.jsonl", "mine"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("interrupted", "name"), [("fit", "tiny-base"), ("finish", "tiny-reasoning")])
+def test_an_interrupted_pretraining_keeps_the_model(number, interrupted, name, folder, monkeypatch, capsys):
+    """`fit` is interrupted the first time, `finish` the second."""
+
+    def train_tokenizer(path):
+        shutil.copy(tokenizer_file(), path)
+        return make_tokenizer()
+
+    calls = []
+
+    def interrupt(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == (1 if interrupted == "fit" else 2):
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(pretrain, "train_tokenizer", train_tokenizer)
+    monkeypatch.setattr(pretrain, interrupted, interrupt)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["pretrain", "--out", "out", "--steps", "1"]) == 130
+    assert signal.getsignal(signal.SIGTERM) == before
+    place = Path("out") / f"{name}-unfinished"
+    assert capsys.readouterr().err.splitlines()[-1] == f"rfs: interrupted; {name} as it was then is in {place}"
+    assert [p.name for p in (folder / "out").iterdir()] == [place.name]
+    assert load_model_and_tokenizer(place, "cpu")[1].apply_chat_template == (name == "tiny-reasoning")
+    assert "interrupted" in (place / "README.md").read_text()
