@@ -1,6 +1,7 @@
 """What a reader types and what comes back: one sentence for what cannot be done, and nothing left behind."""
 
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 from small import make_tokenizer, tokenizer_file
 
 from rfs_utils import ch07, pretrain
-from rfs_utils.cli import main
+from rfs_utils.cli import COMMANDS, main, make_parser
 from rfs_utils.models import WEIGHTS_DIR, load_model_and_tokenizer
 from rfs_utils.page import read_samples
 from rfs_utils.plots import read_metrics
@@ -65,6 +66,26 @@ def test_without_a_command_the_commands_are_listed(capsys):
     assert main([]) == 2
     err = capsys.readouterr().err
     assert all(name in err for name in ("train", "eval", "compare", "samples", "download", "export"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fits_a_terminal_and_has_examples_that_are_understood(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    examples = [shlex.split(line)[1:] for line in lines if line.startswith("  rfs ")]
+    assert examples
+    for words in examples:
+        assert make_parser(words).parse_args(words).command == command
+
+
+def test_a_mistyped_value_does_not_bring_the_list_of_all_settings(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--steps", "many"])
+    _, line = capsys.readouterr().err.splitlines()
+    assert line == "rfs train: error: argument --steps: invalid int value: 'many'"
 
 
 @pytest.mark.parametrize("content", ['{"a": 1}', "[1]", "null", '{"step": 1'])

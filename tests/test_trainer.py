@@ -589,7 +589,7 @@ def test_help_names_every_option(capsys):
         assert stop.value.code == 0
     out = capsys.readouterr().out
     assert all(f"--{name}" in out for name in ("model", "num-rollouts", "seed", "out", "temperature"))
-    assert out.count("example: rfs") == out.count("examples: rfs") == 1
+    assert out.count("examples:\n  rfs ") == 2
 
 
 def test_pretrain_refuses_a_folder_that_holds_something(tmp_path, capsys):
