@@ -1,144 +1,180 @@
-"""The command line: `rfs train`, `pretrain`, `eval`, `plot`, `samples`, `compare`, `download`, `export`."""
+"""The command line: `rfs train`, `pretrain`, `eval`, `plot`, `samples`, `compare`, `download`, `export`.
+
+Functions import what they need: torch takes seconds, and `rfs --help` should not.
+"""
 
 import argparse
+import os
 import signal
 import sys
+import textwrap
 from collections.abc import Collection
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module
 from pathlib import Path
-
-from . import parallel
-from .ch07 import METHODS
-from .config import TrainConfig, field_type, read_config
-from .data import PROBLEM_SETS, problem_set
-from .download import GRPO_FOLDERS, download_qwen3_grpo_checkpoints
-from .evaluate import evaluate_to_file, format_evaluation
-from .models import (
-    ALIASES,
-    HUB_MODELS,
-    export_model,
-    get_device,
-    load_model_and_tokenizer,
-    load_weights,
-    model_directory,
-)
-from .sampling import check_sampling
-from .trainer import RunFailed, RunStopped, resume, train
 
 KEPT = "; what is finished is in the file, and the same command goes on from there"
 
 
-def add_train(commands) -> None:
-    parser = commands.add_parser(
-        "train",
-        help="train a model with reinforcement learning and write a folder of results",
-        description="Train a model with reinforcement learning from verifiable rewards.",
-        epilog="examples: rfs train --model tiny-base --steps 40 --seed 1 --out runs/mine; "
-        "rfs train --config my.toml --method dapo; rfs train --resume runs/mine",
+def describe(parser, description: str, *examples: str) -> None:
+    """The text above the options, and below them examples on lines of their own, to be copied."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = textwrap.fill(description, 79, break_on_hyphens=False)
+    parser.epilog = "\n  ".join(["examples:", *examples])
+
+
+def add_train(parser) -> None:
+    describe(
+        parser,
+        "Train a model with reinforcement learning from verifiable rewards, and write a folder with metrics, sampled "
+        "answers, checkpoints, a page for the browser and the trained model. Without options: tiny-base on generated "
+        "word problems, in less than a minute on two CPU cores. Ctrl-C stops after the step with a checkpoint.",
+        "rfs train",
+        "rfs train --method dapo --steps 40 --seed 1 --out runs/mine",
+        "rfs train --config my.toml --lr 1e-4",
+        "rfs train --resume runs/mine",
     )
-    parser.add_argument("--config", metavar="FILE", help="settings from a TOML file; flags have precedence")
-    parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder, from its last checkpoint")
-    add_settings(parser)
+    parser.usage = "%(prog)s [--config FILE] [--resume RUN] [SETTING ...]"
+    parser.add_argument("--config", metavar="FILE", help="settings from a TOML file; those given here have precedence")
+    resume_help = (
+        "go on with the run in this folder, from its last checkpoint; of the settings, only these can be given then: "
+        f"{', '.join(map(flag, CHANGEABLE))}"
+    )
+    parser.add_argument("--resume", metavar="RUN", help=resume_help)
+    add_settings(parser.add_argument_group("settings"))
     parser.set_defaults(run=run_train)
+
+
+# Settings that may change when a run goes on.
+CHANGEABLE = ("steps", "eval_every", "checkpoint_every", "keep_checkpoints", "stop_on_collapse")
+
+
+def flag(name: str) -> str:
+    """A setting on the command line: --num-rollouts for num_rollouts."""
+    return f"--{name.replace('_', '-')}"
 
 
 def add_settings(parser, without: Collection[str] = ()) -> None:
     """A flag for every setting of a run but some; those that are not given are not in the result."""
+    from .ch07 import Method
+    from .config import TrainConfig, field_type
+
+    of_method = {field.name for field in fields(Method)}
     for field in fields(TrainConfig):
         if field.name in without:
             continue
-        flag, kind, text = f"--{field.name.replace('_', '-')}", field_type(field.name), field.metadata["help"]
-        options = {"default": argparse.SUPPRESS, "help": text}
+        kind, text = field_type(field.name), field.metadata["help"]
         if kind is bool:
-            parser.add_argument(flag, action="store_true", **options)
-        else:
-            if field.default is not None:
-                options["help"] += f" (default: {field.default})"
-            parser.add_argument(flag, type=kind, **options)
+            parser.add_argument(flag(field.name), action="store_true", default=argparse.SUPPRESS, help=text)
+            continue
+        if field.default is not None:
+            text += f" (default: {field.default})"
+        elif field.name in of_method:
+            text += " (default: the method's own)"
+        value = {int: "N", float: "X", str: field.name.split("_")[-1].upper()}[kind]
+        parser.add_argument(flag(field.name), type=kind, metavar=value, default=argparse.SUPPRESS, help=text)
 
 
 def given_settings(args) -> dict:
     """The settings of a run among parsed arguments."""
+    from .config import TrainConfig
+
     return {field.name: getattr(args, field.name) for field in fields(TrainConfig) if hasattr(args, field.name)}
 
 
 def run_train(args) -> None:
     """`rfs train`, anew or resumed."""
+    from . import parallel
+    from .config import TrainConfig, read_config
+    from .trainer import resume, train
+
     settings = given_settings(args)
     parallel.start()
     try:
         if args.resume is None:
             train(TrainConfig(**{**(read_config(args.config) if args.config else {}), **settings}))
             return
-        changeable = {"steps", "eval_every", "checkpoint_every", "keep_checkpoints", "stop_on_collapse"}
-        fixed = sorted(settings.keys() - changeable)
+        fixed = sorted(settings.keys() - set(CHANGEABLE))
         if fixed or args.config:
-            what = f"--{fixed[0].replace('_', '-')}" if fixed else "--config"
+            what = flag(fixed[0]) if fixed else "--config"
             raise ValueError(f"a run goes on with its own settings: {what} cannot be given with --resume")
         resume(args.resume, changes=settings)
     finally:
         parallel.stop()
 
 
-def add_pretrain(commands) -> None:
-    parser = commands.add_parser(
-        "pretrain",
-        help="make tiny-base and tiny-reasoning from nothing",
-        description="Train the tokenizer, tiny-base and tiny-reasoning from nothing and write two model directories.",
-        epilog="example: rfs pretrain --out my-models",
-    )
-    parser.add_argument(
-        "--out", default="pretrained", help="folder for the two model directories, new or empty (default: %(default)s)"
-    )
-    parser.add_argument("--steps", type=int, default=None, help="pre-training steps (default: the recipe's own)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights and documents (default: %(default)s)")
+def add_pretrain(parser) -> None:
+    from .pretrain import Recipe
 
-    def run(args):
-        from .pretrain import pretrain_all
+    describe(
+        parser,
+        "Train the tokenizer, tiny-base and tiny-reasoning from nothing and write two model directories, in about 14 "
+        "minutes on two CPU cores. Ctrl-C keeps the model in the making, under a name that ends with -unfinished.",
+        "rfs pretrain --out my-models",
+        "rfs pretrain --steps 300 --out first-look",
+    )
+    out_help = "folder for the two model directories, new or empty (default: %(default)s)"
+    parser.add_argument("--out", metavar="DIR", default="pretrained", help=out_help)
+    steps_help = f"pre-training steps (default: {Recipe.steps}, as for the models that come with the book)"
+    parser.add_argument("--steps", metavar="N", type=int, help=steps_help)
+    seed_help = "seed of weights and documents (default: %(default)s)"
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help=seed_help)
+    parser.set_defaults(run=run_pretrain)
 
+
+def run_pretrain(args) -> None:
+    """`rfs pretrain`; SIGTERM is Ctrl-C, which keeps the model as it is."""
+    from .pretrain import pretrain_all
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
         pretrain_all(args.out, steps=args.steps, seed=args.seed)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
-    parser.set_defaults(run=run)
 
+def add_eval(parser) -> None:
+    describe(
+        parser,
+        "Answer problems, grade the answers and report accuracy, length and truncation. An evaluation that was "
+        "interrupted goes on where it was when the same command is given again.",
+        "rfs eval --model runs/mine",
+        "rfs eval --model tiny-base --samples 8 --temperature 1",
+        "rfs eval --model qwen3-0.6b-base --data math500 --limit 100",
+    )
 
-def add_eval(commands) -> None:
-    parser = commands.add_parser(
-        "eval",
-        help="measure a model on a set of problems",
-        description="Answer problems, grade the answers and report accuracy, length and truncation. A run that stopped "
-        "goes on where it was when it is started again with the same output file.",
-        epilog="example: rfs eval --model qwen3-0.6b-base --data math500 --limit 100 --out base.jsonl",
+    def option(name: str, kind: type, value: str, text: str, default=None) -> None:
+        parser.add_argument(name, type=kind, metavar=value, default=default, help=text)
+
+    option(
+        "--model", str, "MODEL",
+        "tiny-base (the default), tiny-reasoning, qwen3-0.6b-base, qwen3-0.6b, or the path of a run folder or a model "
+        "directory", "tiny-base",
+    )  # fmt: skip
+    option("--checkpoint", str, "FILE", "weights to load into that model: a .safetensors or .pth file")
+    option("--data", str, "DATA", "tiny (the default), math500, math-train, or a JSON or JSON-lines file", "tiny")
+    option("--limit", int, "N", "only the first N problems (default: all; 500 of tiny)")
+    option("--batch-size", int, "N", "responses generated at once (default: %(default)s)", 16)
+    option("--max-new-tokens", int, "N", "longest answer, in tokens (default: 2048, if the model can)")
+    samples_help = (
+        "answers to each problem (default: 1); more, which need a temperature, add pass@k and the majority vote"
     )
-    model_help = (
-        "tiny-base (the default), tiny-reasoning, qwen3-0.6b-base, qwen3-0.6b, or the path of a model directory"
-    )
-    parser.add_argument("--model", default="tiny-base", help=model_help)
-    parser.add_argument("--checkpoint", help="weights to load into that model: a .safetensors or .pth file")
-    parser.add_argument(
-        "--data", default="tiny", help="math500, math-train, tiny (the default), or a JSON or JSON-lines file"
-    )
-    parser.add_argument("--limit", type=int, help="only the first LIMIT problems (default: all; 500 of tiny)")
-    parser.add_argument("--batch-size", type=int, default=16, help="responses generated at once (default: %(default)s)")
-    parser.add_argument(
-        "--max-new-tokens", type=int, help="longest answer, in tokens (default: 2048, if the model can)"
-    )
-    parser.add_argument(
-        "--samples", type=int, default=1, help="answers to each problem (default: 1); more add pass@k and the vote"
-    )
-    parser.add_argument(
-        "--temperature", type=float, default=0.0, help="sampling temperature (default: 0, greedy answers)"
-    )
-    parser.add_argument(
-        "--top-p", type=float, default=1.0, help="sample from the likeliest tokens of this probability (default: 1)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of sampling (default: 0)")
-    parser.add_argument("--out", help="file for the answers, one JSON object a line (default: eval-MODEL-DATA.jsonl)")
+    option("--samples", int, "N", samples_help, 1)
+    option("--temperature", float, "X", "sampling temperature (default: 0, greedy answers)", 0.0)
+    option("--top-p", float, "X", "sample from the likeliest tokens of this probability (default: 1)", 1.0)
+    option("--seed", int, "N", "seed of sampling (default: 0)", 0)
+    option("--out", str, "FILE", "file for the answers, one JSON object a line (default: eval-MODEL-DATA.jsonl)")
     parser.set_defaults(run=run_eval, kept=KEPT)
 
 
 def run_eval(args) -> None:
     """`rfs eval`: answers go to a file, figures to the screen."""
+    from .data import problem_set
+    from .evaluate import evaluate_to_file, format_evaluation
+    from .models import get_device, load_model_and_tokenizer, load_weights
+    from .sampling import check_sampling
+
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"limit must be at least 1, got {args.limit}")
     check_sampling(args.max_new_tokens, args.temperature, args.top_p)  # before anything is downloaded
@@ -159,18 +195,24 @@ def run_eval(args) -> None:
     print(f"{args.checkpoint or args.model} on {args.data}\n{format_evaluation(result)}\nanswers in {out}")
 
 
-def add_plot(commands) -> None:
-    parser = commands.add_parser(
-        "plot",
-        help="draw the curves of one or several runs",
-        description="Draw the metrics of runs. Runs that differ in nothing but the seed become one curve with a band "
-        "from the lowest to the highest.",
-        epilog="example: rfs plot runs/grpo-seed0 runs/grpo-seed1 runs/rloo-seed0 --out compared.png",
+def add_plot(parser) -> None:
+    describe(
+        parser,
+        "Draw the metrics of runs. Runs that differ in nothing but the seed become one curve with a band from the "
+        "lowest to the highest.",
+        "rfs plot runs/mine",
+        "rfs plot runs/mine --columns entropy,kl,grad_norm --out more.png",
+        "rfs plot runs/grpo-seed0 runs/grpo-seed1 runs/rloo-seed0 --out compared.png",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
-    parser.add_argument("--columns", help="columns of metrics.csv, separated by commas (default: the usual ones)")
-    parser.add_argument("--window", type=int, default=5, help="steps of the moving average (default: %(default)s)")
-    parser.add_argument("--out", default="runs.png", help="picture to write: .png, .svg or .pdf (default: %(default)s)")
+    columns_help = (
+        "columns of metrics.csv, separated by commas (default: reward_avg, avg_response_len and eval_accuracy)"
+    )
+    parser.add_argument("--columns", metavar="A,B,...", help=columns_help)
+    window_help = "steps of the moving average (default: %(default)s)"
+    parser.add_argument("--window", metavar="N", type=int, default=5, help=window_help)
+    out_help = "picture to write: .png, .svg or .pdf (default: %(default)s)"
+    parser.add_argument("--out", metavar="FILE", default="runs.png", help=out_help)
     parser.set_defaults(run=run_plot)
 
 
@@ -186,6 +228,8 @@ def run_plot(args) -> None:
 
 def group_runs(folders: list[str]) -> dict[str, list[Path]]:
     """metrics.csv of run folders, by the settings in which they differ besides seed and folder."""
+    from .config import read_config
+
     settings = {}
     for folder in map(Path, folders):
         if not (folder / "metrics.csv").is_file():
@@ -201,17 +245,18 @@ def group_runs(folders: list[str]) -> dict[str, list[Path]]:
     return groups
 
 
-def add_samples(commands) -> None:
-    parser = commands.add_parser(
-        "samples",
-        help="show rollouts that a run has kept",
-        description="Print rollouts of a run, best first, or write the page that shows them token by token.",
-        epilog="example: rfs samples runs/mine --step 20",
+def add_samples(parser) -> None:
+    describe(
+        parser,
+        "Print answers that a run has sampled and kept, with their rewards, best first; or write the page that shows "
+        "them token by token. A run keeps two groups of its first step and of every step with an evaluation.",
+        "rfs samples runs/mine --step 20",
+        "rfs samples runs/mine --html",
     )
     parser.add_argument("run_folder", metavar="RUN", help="run folder")
-    parser.add_argument("--step", type=int, help="training step (default: the last one kept)")
-    parser.add_argument("--limit", type=int, default=8, help="how many (default: %(default)s)")
-    parser.add_argument("--html", action="store_true", help="write RUN/report.html instead")
+    parser.add_argument("--step", metavar="N", type=int, help="training step (default: the last one kept)")
+    parser.add_argument("--limit", metavar="N", type=int, default=8, help="how many answers (default: %(default)s)")
+    parser.add_argument("--html", action="store_true", help="write the page RUN/report.html instead")
     parser.set_defaults(run=run_samples)
 
 
@@ -237,26 +282,34 @@ NOT_COMPARED = (
 )  # fmt: skip
 
 
-def add_compare(commands) -> None:
-    parser = commands.add_parser(
-        "compare",
-        help="train several methods over several seeds and print a table",
-        description="Train several methods on the tiny model under equal conditions, over several seeds. Evaluations "
-        "go to a CSV file, and the settings to a TOML file beside it; runs that are there already are not repeated. "
-        "Accuracy is that of greedy answers to 200 generated held-out problems.",
-        allow_abbrev=False,  # --seed is not short for --seeds
-        epilog="example: rfs compare --methods grpo,rloo,dapo --seeds 5 --steps 40 --csv family.csv",
+def add_compare(parser) -> None:
+    from .ch07 import METHODS
+
+    describe(
+        parser,
+        "Train several methods under equal conditions, over several seeds, and print a table with intervals. "
+        "Evaluations go to a CSV file, and the settings to a TOML file beside it; runs that are there already are not "
+        "repeated. Accuracy is that of greedy answers to 200 generated held-out problems.",
+        "rfs compare --methods grpo,rloo --seeds 2 --steps 20 --csv short.csv",
+        "rfs compare --methods grpo,rloo,dapo --steps 40 --csv family.csv",
     )
-    parser.add_argument("--methods", help="methods, separated by commas (default: all)")
-    parser.add_argument("--seeds", type=int, default=5, help="number of seeds (default: %(default)s)")
-    parser.add_argument("--csv", default="compare.csv", help="file for the evaluations (default: %(default)s)")
-    add_settings(parser, NOT_COMPARED)
+    parser.usage = "%(prog)s [--methods A,B,...] [--seeds N] [--csv FILE] [SETTING ...]"
+    parser.allow_abbrev = False  # --seed is not short for --seeds
+    methods_help = f"methods, separated by commas (default: all, which are {', '.join(METHODS)})"
+    parser.add_argument("--methods", metavar="A,B,...", help=methods_help)
+    seeds_help = "number of seeds, from 0 on (default: %(default)s)"
+    parser.add_argument("--seeds", metavar="N", type=int, default=5, help=seeds_help)
+    csv_help = "file for the evaluations (default: %(default)s)"
+    parser.add_argument("--csv", metavar="FILE", default="compare.csv", help=csv_help)
+    add_settings(parser.add_argument_group("settings"), NOT_COMPARED)
     parser.set_defaults(run=run_compare, kept=KEPT)
 
 
 def run_compare(args) -> None:
     """`rfs compare`: runs, then the table."""
+    from .ch07 import METHODS
     from .compare import compare, summarise
+    from .config import TrainConfig
 
     if args.seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {args.seeds}")
@@ -266,22 +319,35 @@ def run_compare(args) -> None:
     print(f"\n{summarise(args.csv, methods)}")
 
 
-def add_download(commands) -> None:
-    names = [*HUB_MODELS, *PROBLEM_SETS, *(f"grpo-{kind}" for kind in GRPO_FOLDERS)]
-    parser = commands.add_parser(
-        "download",
-        help="fetch a model, a problem set or a published checkpoint",
-        description=f"Fetch one of: {', '.join(names)}.",
-        epilog="example: rfs download qwen3-0.6b-base",
+def add_download(parser) -> None:
+    from .data import PROBLEM_SETS
+    from .download import GRPO_FOLDERS
+    from .models import HUB_MODELS
+
+    checkpoints = [f"grpo-{kind}" for kind in GRPO_FOLDERS]
+    describe(
+        parser,
+        f"Fetch a model ({', '.join(HUB_MODELS)}), a problem set ({', '.join(PROBLEM_SETS)}) or a checkpoint that the "
+        f"printed book's author has published ({', '.join(checkpoints)}).",
+        "rfs download qwen3-0.6b-base",
+        "rfs download math500",
+        "rfs download grpo-no_kl --step 50 --to checkpoints",
     )
-    parser.add_argument("name", help="what to fetch; base and reasoning are short for the two models")
-    parser.add_argument("--to", help="folder (default: the shared cache for models, else the current folder)")
-    parser.add_argument("--step", default="50", help="training step of a grpo checkpoint (default: 50)")
-    parser.set_defaults(run=run_download, names=names)
+    name_help = "one of these; base and reasoning are short for the two models"
+    parser.add_argument("name", metavar="NAME", help=name_help)
+    to_help = "folder (default: for a model the cache that Hugging Face libraries share, else the current folder)"
+    parser.add_argument("--to", metavar="DIR", help=to_help)
+    step_help = "training step of the checkpoint (default: %(default)s)"
+    parser.add_argument("--step", metavar="N", default="50", help=step_help)
+    parser.set_defaults(run=run_download, names=[*HUB_MODELS, *PROBLEM_SETS, *checkpoints])
 
 
 def run_download(args) -> None:
     """`rfs download`: prints where the files are."""
+    from .data import PROBLEM_SETS
+    from .download import download_qwen3_grpo_checkpoints
+    from .models import ALIASES, HUB_MODELS, model_directory
+
     name = ALIASES.get(args.name, args.name)
     if name not in args.names:
         raise ValueError(f"unknown name {args.name!r}: known names are {', '.join(args.names)}")
@@ -298,29 +364,83 @@ def run_download(args) -> None:
     print(f"{name} is in {path}")
 
 
-def add_export(commands) -> None:
-    parser = commands.add_parser(
-        "export",
-        help="write a trained model as a directory that transformers, TRL and vLLM open",
-        description="Write a trained model as a Hugging Face directory, which transformers, TRL and vLLM open.",
-        epilog="example: rfs export runs/mine --to my-model",
+def add_export(parser) -> None:
+    describe(
+        parser,
+        "Write a trained model as a Hugging Face directory, which transformers, TRL and vLLM open. Its README.md says "
+        "how to ask it.",
+        "rfs export runs/mine --to my-model",
+        "rfs export runs/mine/checkpoints/step-00050 --to step-50",
+        "rfs export weights.pth --model qwen3-0.6b-base --to my-model",
     )
-    parser.add_argument("source", metavar="RUN", help="run folder, model directory, or .safetensors or .pth checkpoint")
+    source_help = "run folder, model directory, or file of weights: .safetensors or .pth"
+    parser.add_argument("source", metavar="RUN", help=source_help)
     parser.add_argument("--to", required=True, metavar="DIR", help="the new directory")
-    parser.add_argument("--model", help="which model a checkpoint belongs to, such as qwen3-0.6b-base")
+    model_help = "which model a file of weights belongs to, such as qwen3-0.6b-base"
+    parser.add_argument("--model", metavar="MODEL", help=model_help)
 
     def run(args):
+        from .models import export_model
+
         print(f"written to {export_model(args.source, args.to, args.model)}")
 
     parser.set_defaults(run=run)
 
 
+COMMANDS = {
+    "train": (add_train, "train a model with reinforcement learning and write a folder of results"),
+    "pretrain": (add_pretrain, "make tiny-base and tiny-reasoning from nothing"),
+    "eval": (add_eval, "measure a model on a set of problems"),
+    "plot": (add_plot, "draw the curves of one or several runs"),
+    "samples": (add_samples, "show rollouts that a run has kept"),
+    "compare": (add_compare, "train several methods over several seeds and print a table"),
+    "download": (add_download, "fetch a model, a problem set or a published checkpoint"),
+    "export": (add_export, "write a trained model as a directory that transformers, TRL and vLLM open"),
+}
+
+
 def installed_version() -> str:
     """The package's version, where it is installed and not only on the path."""
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version("rfs-utils")
     except PackageNotFoundError:
         return "not installed"
+
+
+def make_parser(words: list[str]) -> argparse.ArgumentParser:
+    """The parser of the command line `words`: all commands with a line of help, and the options of the one named."""
+    parser = argparse.ArgumentParser(
+        prog="rfs",
+        description="Train reasoning models with reinforcement learning from verifiable rewards.",
+        epilog="To begin: rfs train. All options of a command: rfs COMMAND --help.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {installed_version()}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, (add_options, text) in COMMANDS.items():
+        command = commands.add_parser(name, help=text)
+        if name in words:
+            import_module(".trainer", __package__)  # and with it torch and nearly all that a command may need
+            add_options(command)
+    return parser
+
+
+@contextmanager
+def ended_by_ctrl_c():
+    """Ctrl-C ends the process at once: in the middle of an import, KeyboardInterrupt can turn into any other error."""
+
+    def end(number, frame):
+        os.write(2, b"\nrfs: interrupted\n")
+        os._exit(130)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before != signal.SIG_IGN:  # as it is for a job in the background
+        signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -328,23 +448,19 @@ def main(argv: list[str] | None = None) -> int:
 
     It is 1 for a run that failed, and 130 or 143 after Ctrl-C or SIGTERM.
     """
-    parser = argparse.ArgumentParser(
-        prog="rfs", description="Train reasoning models with reinforcement learning from verifiable rewards."
-    )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {installed_version()}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    add_train(commands)
-    add_pretrain(commands)
-    add_eval(commands)
-    add_plot(commands)
-    add_samples(commands)
-    add_compare(commands)
-    add_download(commands)
-    add_export(commands)
-    args = parser.parse_args(argv)
+    with ended_by_ctrl_c() if argv is None else nullcontext():  # the process is not ours when another program calls
+        parser = make_parser(sys.argv[1:] if argv is None else argv)
+        args = parser.parse_args(argv)
     if args.command is None:
         parser.print_help(sys.stderr)
         return 2
+    return run_command(args)
+
+
+def run_command(args) -> int:
+    """Do what the arguments say; the exit code of `main`."""
+    from .trainer import RunFailed, RunStopped
+
     del args.command
     try:
         args.run(args)
@@ -361,8 +477,9 @@ def main(argv: list[str] | None = None) -> int:
     except RunStopped as stop:
         print(f"\nrfs: {stop}", file=sys.stderr)
         return 128 + (stop.number or signal.SIGINT)
-    except KeyboardInterrupt:
-        print(f"\nrfs: interrupted{getattr(args, 'kept', '')}", file=sys.stderr)
+    except KeyboardInterrupt as stop:  # some say what they have kept
+        kept = f"; {stop}" if stop.args else getattr(args, "kept", "")
+        print(f"\nrfs: interrupted{kept}", file=sys.stderr)
         return 130
     return 0
 

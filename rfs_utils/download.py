@@ -7,7 +7,9 @@ compares sizes only, so the checksums are compared here.
 
 import errno
 import hashlib
+import math
 import os
+import sys
 import tempfile
 import time
 import zipfile
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import requests
+from urllib3.exceptions import NewConnectionError
 
 from .checkpoints import shard_files, weights_file
 
@@ -33,17 +36,30 @@ GRPO_FOLDERS = {
 _PASSING = (408, 429, 500, 502, 503, 504)  # statuses that may be gone a moment later
 _CHUNK = 1 << 13  # bytes; when a connection breaks, the chunk on its way is lost
 _LONGEST_WAIT = 30.0  # seconds, whatever a server asks for
+_CONNECT = 5.0  # seconds for a server to accept a connection
+_UNREACHED = 1  # retries where no server was reached: most often there is no network at all
+
+
+def say(text: str) -> None:
+    """One line on stderr, at once, so that a wait is never silent."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def wait_to_retry(what: str, reason: str, seconds: float) -> None:
+    """Say what failed and when it is tried again, and wait."""
+    say(f"{what}: {reason}; trying again in {seconds:g} s")
+    time.sleep(seconds)
 
 
 # ------------------------------------------------------------------ plain files
 
 
 class _Interrupted(Exception):
-    """A download that is worth another try, after `wait` seconds where the server said so."""
+    """A download that is worth up to `retries` other tries, after `wait` seconds where the server said so."""
 
-    def __init__(self, reason: str, wait: float = 0.0):
+    def __init__(self, reason: str, wait: float = 0.0, retries: float = math.inf):
         super().__init__(reason)
-        self.wait = wait
+        self.wait, self.retries = wait, retries
 
 
 def download_first(
@@ -61,11 +77,13 @@ def download_first(
     says why for each, and what to do `instead`.
     """
     reasons = []
-    for url in urls:
+    for number, url in enumerate(urls, start=1):
         try:
             return check(download_bytes(url, timeout, retries, wait))
         except ValueError as error:
             reasons.append(f"{url}: {error}")
+            if number < len(urls):
+                say(f"{reasons[-1]}; trying {urls[number]}")
     raise ValueError(f"could not download {what} ({'; '.join(reasons)}); without a connection, {instead}")
 
 
@@ -73,8 +91,9 @@ def download_bytes(url: str, timeout: float = 30.0, retries: int = 3, wait: floa
     """The content behind an address, whole.
 
     Retries up to `retries` times, after `wait`, 2 `wait`, 4 `wait`, ... seconds, when the connection breaks, when
-    `timeout` seconds pass without a byte, and when the server answers 408, 429 or 5xx; continues where it broke off
-    if the server can tell that the content is still the same. Raises ValueError with the reason otherwise.
+    `timeout` seconds pass without a byte, and when the server answers 408, 429 or 5xx, but only once when no server
+    is reached; each retry is announced on stderr. Continues where it broke off if the server can tell that the
+    content is still the same. Raises ValueError with the reason otherwise.
     """
     transfer = _Transfer(url, timeout)
     for attempt in range(retries + 1):
@@ -82,12 +101,13 @@ def download_bytes(url: str, timeout: float = 30.0, retries: int = 3, wait: floa
             transfer.receive()
             return bytes(transfer.content)
         except _Interrupted as error:
-            reason, asked = str(error), error.wait
+            interrupted = error
         except requests.RequestException as error:  # an address that is none, too many redirects, ...
             raise ValueError(_first_line(error)) from None
-        if attempt < retries:
-            time.sleep(max(wait * 2**attempt, min(asked, _LONGEST_WAIT)))
-    raise ValueError(f"{reason}, {retries + 1} times")
+        if attempt >= min(retries, interrupted.retries):
+            break
+        wait_to_retry(url, str(interrupted), max(wait * 2**attempt, min(interrupted.wait, _LONGEST_WAIT)))
+    raise ValueError(f"{interrupted}, {attempt + 1} times")
 
 
 class _Transfer:
@@ -106,16 +126,18 @@ class _Transfer:
         if self.content:
             headers |= {"Range": f"bytes={len(self.content)}-", "If-Range": self.version}
         try:
-            with requests.get(self.url, headers=headers, stream=True, timeout=self.timeout) as response:
+            timeout = (min(self.timeout, _CONNECT), self.timeout)
+            with requests.get(self.url, headers=headers, stream=True, timeout=timeout) as response:
                 self._accept(response)
                 for chunk in response.iter_content(_CHUNK):
                     self.content += chunk
         except requests.exceptions.ChunkedEncodingError:
             raise _Interrupted(f"the transfer broke off after {len(self.content)} bytes") from None
-        except requests.Timeout:
+        except requests.ReadTimeout:
             raise _Interrupted("the server did not answer in time") from None
-        except requests.ConnectionError:
-            raise _Interrupted("no connection to the server") from None
+        except requests.ConnectionError as error:
+            retries = _UNREACHED if _is_unreached(error) else math.inf
+            raise _Interrupted("no connection to the server", retries=retries) from None
         if self.expected is not None and len(self.content) != self.expected:
             raise _Interrupted(f"{len(self.content)} bytes arrived where {self.expected} were announced")
 
@@ -137,6 +159,12 @@ class _Transfer:
         self.expected = int(length) if length is not None else None
         mark = response.headers.get("ETag", "")
         self.version = "" if mark.startswith("W/") else mark  # a weak mark does not promise the same bytes
+
+
+def _is_unreached(error: requests.ConnectionError) -> bool:
+    """Whether there never was a connection: an unknown name, a refusal, or no answer."""
+    cause = getattr(error.args[0], "reason", None) if error.args else None
+    return isinstance(error, requests.ConnectTimeout) or isinstance(cause, NewConnectionError)
 
 
 def _first_line(error: BaseException) -> str:
@@ -212,15 +240,15 @@ def from_hub(call: Callable[[], T], what: str, instead: str, retries: int = 2, w
         try:
             return call()
         except Exception as error:  # requests' or httpx's, depending on the library's version, among others
-            reason, passing = _hub_reason(error)
-            if not passing or attempt == retries:
+            reason, worth = _hub_reason(error)
+            if attempt >= min(retries, worth):
                 raise ValueError(f"could not download {what}: {reason}; without a connection, {instead}") from error
-            time.sleep(wait * 2**attempt)
+            wait_to_retry(what, reason, wait * 2**attempt)
     raise AssertionError("unreachable")
 
 
-def _hub_reason(error: Exception) -> tuple[str, bool]:
-    """Why a call to the hub failed, in a few words, and whether it may work a moment later."""
+def _hub_reason(error: Exception) -> tuple[str, float]:
+    """Why a call to the hub failed, in a few words, and how many retries it is worth."""
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in chain:
@@ -228,18 +256,20 @@ def _hub_reason(error: Exception) -> tuple[str, bool]:
         cause = cause.__cause__ or cause.__context__
     for link in chain:
         if type(link).__name__ == "OfflineModeIsEnabled":
-            return "HF_HUB_OFFLINE is set and the files are not in the cache", False
+            return "HF_HUB_OFFLINE is set and the files are not in the cache", 0
         status = getattr(getattr(link, "response", None), "status_code", None)
         if status in (401, 403, 404):
-            return f"the server answered {status}, so there is no such file, or it is not public", False
+            return f"the server answered {status}, so there is no such file, or it is not public", 0
         if status is not None:
-            return f"the server answered {status}", status in _PASSING
+            return f"the server answered {status}", math.inf if status in _PASSING else 0
     for link in chain:
         if isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS):
-            return f"{link.strerror} ({link.filename})", False
-    if any("Connect" in type(link).__name__ or "Timeout" in type(link).__name__ for link in chain):
-        return "no connection to the server", True
-    return _first_line(error), True
+            return f"{link.strerror} ({link.filename})", 0
+    if any("Connect" in type(link).__name__ for link in chain):
+        return "no connection to the server", _UNREACHED
+    if any("Timeout" in type(link).__name__ for link in chain):
+        return "the server did not answer in time", math.inf
+    return _first_line(error), math.inf
 
 
 def is_complete(folder: Path) -> bool:

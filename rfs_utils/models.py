@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from .card import export_card
 from .checkpoints import check_fit, load_weights, open_checkpoint, shares_head, to_hf_names, weights_file
 from .download import download_model, download_qwen3_grpo_checkpoints
 from .qwen3 import Qwen3Model, rope_tables
@@ -268,7 +269,7 @@ def check_new(directory: Path, reason: str, choice: str = "another folder") -> N
 
 
 def export_model(source: str | Path, directory: str | Path, which_model: str | Path | None = None) -> Path:
-    """Write a trained model as a directory that `transformers`, TRL and vLLM open; returns the directory.
+    """Write a trained model as a directory that `transformers`, TRL and vLLM open, with a card; returns the directory.
 
     `source` is a run folder of `rfs train`, a model directory, or a checkpoint file, for which `which_model`
     says what was trained. Raises ValueError for anything else, and when `directory` holds something already.
@@ -288,7 +289,8 @@ def export_model(source: str | Path, directory: str | Path, which_model: str | P
                 f"{source} is neither a run folder with a trained model in it, nor a model directory, nor a checkpoint"
             )
         model, tokenizer = load_model_and_tokenizer(origin, "cpu")
-    return save_model(model, tokenizer, directory, files_from=origin)
+    card = export_card(directory.resolve().name, source.resolve().name, model, tokenizer)
+    return save_model(model, tokenizer, directory, card, files_from=origin)
 
 
 def _write_model_files(model: Qwen3Model, tokenizer: Qwen3Tokenizer, directory: Path, card: str) -> None:

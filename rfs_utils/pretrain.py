@@ -3,13 +3,14 @@
 # %% auto #0
 __all__ = ['Mixture', 'PRETRAIN_LEVELS', 'CARD', 'train_tokenizer', 'write_response', 'Recipe', 'documents', 'batches',
            'new_model', 'next_token_loss', 'fit', 'measure_habits', 'final_number', 'write_reasoning',
-           'reasoning_documents', 'pretrain_all', 'finish']
+           'reasoning_documents', 'pretrain_all', 'finish', 'kept_when_interrupted']
 
-# %% ../exercises/pretraining.ipynb #7aeab110
+# %% ../exercises/pretraining.ipynb #9cc47eb9
 import random
 import re
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -215,11 +216,12 @@ Measured on {num_problems} held-out problems of levels 1 to 5 (four samples each
 | worked responses whose final number is right | {worked_right:.1%} |
 """
 
-# %% ../exercises/pretraining.ipynb #de652515
+# %% ../exercises/pretraining.ipynb #8fa601a8
 def pretrain_all(out: str | Path, steps: int | None = None, seed: int = 0, num_problems: int = 500) -> None:
     """Make tiny-base and tiny-reasoning from nothing in the folder `out`, which must be new or empty.
 
-    `num_problems` is the number of held-out problems for the scores in the model cards.
+    `num_problems` is the number of held-out problems for the scores in the model cards. KeyboardInterrupt says where
+    the model that was in the making has been saved.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -232,15 +234,17 @@ def pretrain_all(out: str | Path, steps: int | None = None, seed: int = 0, num_p
         tokenizer = train_tokenizer(Path(folder) / "tokenizer.json")
         chat_tokenizer = Qwen3Tokenizer(Path(folder) / "tokenizer.json", apply_chat_template=True)
     model = new_model(tokenizer, seed)
-    fit(model, tokenizer, recipe)
-    purpose = "It answers in haste and only now and then works a problem out."
-    finish(model, tokenizer, out / "tiny-base", recipe, purpose, num_problems)
+    with kept_when_interrupted(model, tokenizer, out / "tiny-base"):
+        fit(model, tokenizer, recipe)
+        purpose = "It answers in haste and only now and then works a problem out."
+        finish(model, tokenizer, out / "tiny-base", recipe, purpose, num_problems)
     fine_tuning = Recipe(seed=seed, steps=max(1, recipe.steps // 12), lr=recipe.lr / 3)
-    fit(model, chat_tokenizer, fine_tuning, source=reasoning_documents)
-    purpose = "It is tiny-base, fine-tuned to think step by step before every answer, in the chat format."
-    finish(model, chat_tokenizer, out / "tiny-reasoning", recipe, purpose, num_problems)
+    with kept_when_interrupted(model, chat_tokenizer, out / "tiny-reasoning"):
+        fit(model, chat_tokenizer, fine_tuning, source=reasoning_documents)
+        purpose = "It is tiny-base, fine-tuned to think step by step before every answer, in the chat format."
+        finish(model, chat_tokenizer, out / "tiny-reasoning", recipe, purpose, num_problems)
 
-# %% ../exercises/pretraining.ipynb #1b1ed42c
+# %% ../exercises/pretraining.ipynb #ef4a4345
 def finish(
     model: Qwen3Model, tokenizer: Qwen3Tokenizer, directory: Path, recipe: Recipe, purpose: str, num_problems: int
 ) -> None:
@@ -253,3 +257,14 @@ def finish(
     )  # fmt: skip
     save_model(model, tokenizer, directory, card)
     print(f"{directory}: " + ", ".join(f"{name} {value:.3f}" for name, value in habits.items()))
+
+
+@contextmanager
+def kept_when_interrupted(model: Qwen3Model, tokenizer: Qwen3Tokenizer, directory: Path) -> Iterator[None]:
+    """On Ctrl-C, save the model as it is under a name of its own, and let the KeyboardInterrupt say where."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        place = directory.with_name(f"{directory.name}-unfinished")
+        save_model(model, tokenizer, place, f"# {place.name}\n\nIts training was interrupted; it was never measured.\n")
+        raise KeyboardInterrupt(f"{directory.name} as it was then is in {place}") from None

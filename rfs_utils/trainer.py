@@ -144,9 +144,10 @@ class HeldOut:
         }
 
     def example_indices(self) -> list[int]:
-        """Three problems to show: of levels 1, 3 and 5 where the set has them."""
-        wanted = ("Level 1", "Level 3", "Level 5")
-        return [next((i for i, p in enumerate(self.problems) if p.get("level") == level), 0) for level in wanted]
+        """Three different problems to show, if there are as many: of levels 1, 3 and 5 where the set has them."""
+        levels = [problem.get("level") for problem in self.problems]
+        wanted = [levels.index(level) for level in ("Level 1", "Level 3", "Level 5") if level in levels]
+        return list(dict.fromkeys([*wanted, *range(len(levels))]))[:3]
 
 
 class RunStopped(Exception):

@@ -1,15 +1,19 @@
 """What a reader types and what comes back: one sentence for what cannot be done, and nothing left behind."""
 
 import json
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from small import make_tokenizer, tokenizer_file
 
-from rfs_utils import ch07
-from rfs_utils.cli import main
-from rfs_utils.models import WEIGHTS_DIR
+from rfs_utils import ch07, pretrain
+from rfs_utils.cli import COMMANDS, main, make_parser
+from rfs_utils.models import WEIGHTS_DIR, load_model_and_tokenizer
 from rfs_utils.page import read_samples
 from rfs_utils.plots import read_metrics
 from rfs_utils.runs import cut_log, read_json
@@ -33,10 +37,55 @@ def test_the_module_is_the_command():
     assert done.returncode == 0 and done.stdout.startswith("rfs ")
 
 
+def importing(*command):
+    """The command as a process that writes a line to stderr for every module it has imported."""
+    command = [sys.executable, "-X", "importtime", "-m", "rfs_utils", *command]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("module", ["importlib.metadata", "torch._utils", "matplotlib"])
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends Ctrl-C in another way")
+def test_ctrl_c_while_modules_are_imported(module):
+    with importing("train", "--help") as process:
+        assert any(line.split("|")[-1].strip() == module for line in process.stderr)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "") and "Traceback" not in err
+    assert err.splitlines()[-1] == "rfs: interrupted"
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_what_needs_no_torch_does_not_wait_for_it(option):
+    with importing(option) as process:
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and "rfs" in out
+    assert "rfs_utils.cli" in err and "torch" not in err
+
+
 def test_without_a_command_the_commands_are_listed(capsys):
     assert main([]) == 2
     err = capsys.readouterr().err
     assert all(name in err for name in ("train", "eval", "compare", "samples", "download", "export"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fits_a_terminal_and_has_examples_that_are_understood(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    examples = [shlex.split(line)[1:] for line in lines if line.startswith("  rfs ")]
+    assert examples
+    for words in examples:
+        assert make_parser(words).parse_args(words).command == command
+
+
+def test_a_mistyped_value_does_not_bring_the_list_of_all_settings(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--steps", "many"])
+    _, line = capsys.readouterr().err.splitlines()
+    assert line == "rfs train: error: argument --steps: invalid int value: 'many'"
 
 
 @pytest.mark.parametrize("content", ['{"a": 1}', "[1]", "null", '{"step": 1'])
@@ -110,3 +159,31 @@ def test_a_run_folder_is_a_model_and_gives_its_answers_their_name(folder, capsys
         assert main(["eval", "--model", model, *options]) == 0
     assert main(["eval", "--model", "tiny-base", "--checkpoint", "mine/model/model.safetensors", *options]) == 0
     assert sorted(p.name for p in folder.iterdir()) == ["eval-mine-tiny.jsonl", "mine"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("interrupted", "name"), [("fit", "tiny-base"), ("finish", "tiny-reasoning")])
+def test_an_interrupted_pretraining_keeps_the_model(number, interrupted, name, folder, monkeypatch, capsys):
+    """`fit` is interrupted the first time, `finish` the second."""
+
+    def train_tokenizer(path):
+        shutil.copy(tokenizer_file(), path)
+        return make_tokenizer()
+
+    calls = []
+
+    def interrupt(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == (1 if interrupted == "fit" else 2):
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(pretrain, "train_tokenizer", train_tokenizer)
+    monkeypatch.setattr(pretrain, interrupted, interrupt)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["pretrain", "--out", "out", "--steps", "1"]) == 130
+    assert signal.getsignal(signal.SIGTERM) == before
+    place = Path("out") / f"{name}-unfinished"
+    assert capsys.readouterr().err.splitlines()[-1] == f"rfs: interrupted; {name} as it was then is in {place}"
+    assert [p.name for p in (folder / "out").iterdir()] == [place.name]
+    assert load_model_and_tokenizer(place, "cpu")[1].apply_chat_template == (name == "tiny-reasoning")
+    assert "interrupted" in (place / "README.md").read_text()

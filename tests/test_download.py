@@ -132,9 +132,26 @@ def test_not_found_is_not_asked_again(server, waits):
     assert (len(server.log), waits) == (1, [])
 
 
-def test_no_network_ends():
-    with pytest.raises(ValueError, match="no connection to the server, 4 times"):
+def test_no_network_ends_soon(waits):
+    with pytest.raises(ValueError, match="no connection to the server, 2 times"):
         download_bytes(f"{nowhere()}/file")
+    assert waits == [1.0]
+
+
+def test_every_wait_is_announced(server, capsys):
+    server.content["/file"] = BODY
+    server.faults["/file"] = [500, "cut"]
+    assert download_bytes(f"{server.url}/file") == BODY
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == f"{server.url}/file: the server answered 500; trying again in 1 s"
+    assert re.fullmatch(r".*/file: the transfer broke off after \d+ bytes; trying again in 2 s", second)
+
+
+def test_the_next_address_is_announced(server, capsys):
+    server.content["/math"] = json.dumps(problems(500)).encode()
+    assert load_math500_test(save_copy=False, urls=[f"{server.url}/gone", f"{server.url}/math"]) == problems(500)
+    line = f"{server.url}/gone: the server answered 404; trying {server.url}/math\n"
+    assert capsys.readouterr().err == line
 
 
 def test_silent_server_ends():
@@ -375,9 +392,11 @@ def test_server_error_forever_of_the_hub_ends(hub, tmp_path):
     assert no_weights_left(hub, tmp_path / "cache")
 
 
-def test_no_network_for_the_hub_ends(hub, monkeypatch):
+def test_no_network_for_the_hub_ends_soon(hub, monkeypatch, waits, capsys):
     set_endpoint(monkeypatch, nowhere())
     refused("no connection to the server; without a connection")
+    assert waits == [1.0]
+    assert capsys.readouterr().err == f"{REPO}: no connection to the server; trying again in 1 s\n"
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     refused("HF_HUB_OFFLINE is set and the files are not in the cache")
 

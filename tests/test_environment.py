@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 try:
@@ -24,6 +25,13 @@ def test_conda_and_pip_install_the_same():
     listed = re.findall(r"^      - ([a-z_]\S+)$", text, flags=re.MULTILINE)
     assert sorted(listed) == sorted(PROJECT["dependencies"])
     assert f"python{PROJECT['requires-python']}" in text
+
+
+def test_the_cpu_build_of_torch_is_one_uncommented_line_away():
+    text = (ROOT / "environment.yml").read_text()
+    option = "--extra-index-url https://download.pytorch.org/whl/cpu"
+    pip = yaml.safe_load(text.replace(f"# - {option}", f"- {option}"))["dependencies"][-1]["pip"]
+    assert pip == [option, *yaml.safe_load(text)["dependencies"][-1]["pip"]]
 
 
 def test_pins_lie_within_the_ranges():

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from small import ids_of, make_directory, make_model, make_tokenizer
 from rfs_utils import models
 from rfs_utils.checkpoints import from_hf_names, to_hf_names
 from rfs_utils.cli import main
+from rfs_utils.data import render_prompt
+from rfs_utils.evaluate import evaluate_model
 from rfs_utils.models import (
     export_model,
     load_model,
@@ -382,6 +386,21 @@ def test_export_of_a_checkpoint_keeps_the_tokenizer_files_of_its_model(tmp_path)
     torch.testing.assert_close(peer_logits(tmp_path / "out", expected), logits(expected), rtol=1e-5, atol=1e-5)
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (base / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", models.SHIPPED)
+def test_the_program_in_the_card_of_an_exported_model_prints_its_greedy_answer(name, tmp_path):
+    pytest.importorskip("transformers")
+    card = (export_model(models.WEIGHTS_DIR / name, tmp_path / "mine") / "README.md").read_text(encoding="utf-8")
+    model, tokenizer = load_model_and_tokenizer(name, "cpu")
+    assert "# mine" in card and f"from `{name}`" in card
+    assert render_prompt("PROBLEM") in card and f"ends with `{tokenizer.eos_token}`" in card
+    (program,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path / "mine", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    problem = re.search(r'problem = "(.*)"', program)[1]
+    (record,) = evaluate_model(model, tokenizer, [{"problem": problem, "answer": "9"}], max_new_tokens=256).records
+    assert done.stdout == record["response"] + "\n" and record["response"].endswith(tokenizer.eos_token)
 
 
 def test_export_refuses_what_it_cannot_do_and_overwrites_nothing(tmp_path, capsys):

@@ -69,6 +69,16 @@ def test_problems_come_from_a_file(tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "r" / "result.json").read_text())["harder_accuracy_before"] is None
 
 
+@pytest.mark.parametrize(
+    ("levels", "shown"),
+    [([2], [0]), ([2, 2], [0, 1]), ([2] * 6, [0, 1, 2]), ([5, 4, 3, 2, 1], [4, 2, 0]), ([2, 2, 3], [2, 0, 1])],
+)
+def test_every_problem_is_shown_once(levels, shown, tmp_path):
+    problems = [{"problem": f"{n}?", "answer": str(n), "level": f"Level {level}"} for n, level in enumerate(levels)]
+    (tmp_path / "mine.json").write_text(json.dumps(problems))
+    assert trainer.HeldOut(TrainConfig(eval_data=str(tmp_path / "mine.json"))).example_indices() == shown
+
+
 def test_flags_have_precedence_over_the_file_of_settings(tmp_path, monkeypatch):
     (tmp_path / "mine.toml").write_text('method = "rloo"\nsteps = 1\nnum_rollouts = 2\n')
     monkeypatch.chdir(tmp_path)
@@ -486,7 +496,7 @@ def test_help_names_every_option(capsys):
         assert stop.value.code == 0
     out = capsys.readouterr().out
     assert all(f"--{name}" in out for name in ("model", "num-rollouts", "seed", "out", "temperature"))
-    assert out.count("example: rfs") == out.count("examples: rfs") == 1
+    assert out.count("examples:\n  rfs ") == 2
 
 
 def test_pretrain_refuses_a_folder_that_holds_something(tmp_path, capsys):

@@ -1,0 +1,62 @@
+"""The README.md of an exported model: how to ask it, and how to open it with `transformers`."""
+
+from .data import render_prompt
+from .qwen3 import Qwen3Model
+from .tokenizer import Qwen3Tokenizer
+
+CARD = """---
+library_name: transformers
+tags: [qwen3, reinforcement-learning]
+---
+# {name}
+
+A Qwen3 model of {weights:,} weights, written by `rfs export` from `{source}`.
+
+## How to ask it
+
+{form} PROBLEM stands for the problem:
+
+```text
+{prompt}
+```
+
+The answer ends with `{eos}`, and its final result stands in `\\boxed{{}}`. Greedy decoding, as `rfs eval` does it by
+default:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # where this file is
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+
+problem = "Tom has 7 coins. In May he finds 5 more. In June he loses 3. How many coins does Tom have now?"
+prompt = {before!r} + problem + {after!r}
+{chat}inputs = tokenizer(prompt, return_tensors="pt")
+output = model.generate(**inputs, do_sample=False, max_new_tokens={max_new_tokens})
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :]))
+```
+"""
+PLAIN = "The prompt is plain text, with no chat format around it."
+CHAT = "The prompt is one user's turn in the chat format, which the tokenizer's template writes."
+CHAT_LINES = """messages = [{"role": "user", "content": prompt}]
+prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+"""
+
+
+def export_card(name: str, source: str, model: Qwen3Model, tokenizer: Qwen3Tokenizer) -> str:
+    """The text of a model card; its program prints the model's greedy answer to a problem."""
+    before, after = render_prompt("PROBLEM").split("PROBLEM")
+    chat = tokenizer.apply_chat_template
+    return CARD.format(
+        name=name,
+        source=source,
+        weights=sum(weight.numel() for weight in model.parameters()),
+        form=CHAT if chat else PLAIN,
+        prompt=render_prompt("PROBLEM"),
+        eos=tokenizer.eos_token,
+        before=before,
+        after=after,
+        chat=CHAT_LINES if chat else "",
+        max_new_tokens=min(2048, model.cfg["context_length"] // 2),
+    )
