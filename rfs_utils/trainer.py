@@ -375,7 +375,7 @@ def sample_records(learner: Learner, groups: int = 2) -> list[dict]:
 def format_report(before: dict, after: dict, num_problems: int, examples: list[dict]) -> str:
     """The table by level and the example answers, as text."""
     lines = [f"{'':22}{'accuracy':>18}{'mean tokens':>20}", f"{'':22}" + f"{'before':>9}{'after':>9}{'':2}" * 2]
-    rows = [(level, before["levels"][level], after["levels"][level]) for level in before["levels"]]
+    rows = [(level, before["levels"][level], after["levels"][level]) for level in before["levels"] if level]
     rows.append((f"all {num_problems} held-out", before["all"], after["all"]))
     if before["harder"]:
         rows += [(f"{level} (not in RL)", b, after["harder"][level]) for level, b in before["harder"].items()]

@@ -337,6 +337,12 @@ def test_a_signal_saves_and_ends_cleanly(number, tmp_path):
     assert rows_of(folder)[-1]["step"] == str(last)
 
 
+def test_problems_without_levels_have_no_line_of_their_own():
+    summary = {"all": [0.5, 7.0], "levels": {"": [0.5, 7.0]}, "harder": None}
+    lines = trainer.format_report(summary, summary, 2, []).splitlines()
+    assert len(lines) == 3 and lines[-1].startswith("all 2 held-out")
+
+
 def test_a_full_disk_is_reported_and_the_checkpoint_before_survives(tmp_path, monkeypatch, capsys):
     """A limit on file sizes, in the middle of the run, stands for the full disk."""
     resource = pytest.importorskip("resource")
