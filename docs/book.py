@@ -38,8 +38,10 @@ TOCTREE = """```{{toctree}}
 
 
 def pages() -> list[Path]:
-    """The notebooks that become pages, in reading order; those for practice are downloads."""
-    return [path for path in all_notebooks() if not path.stem.endswith("_practice")]
+    """The notebooks that become pages, in the README's order; those for practice are downloads."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    own = [path for path in all_notebooks() if not path.stem.endswith("_practice")]
+    return sorted(own, key=lambda path: readme.index(f"({path.relative_to(ROOT).as_posix()})"))
 
 
 def practice(path: Path) -> Path | None:
