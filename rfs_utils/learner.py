@@ -108,6 +108,8 @@ class Learner:
         self.method = config.resolved_method()
         self.rewards = parse_rewards(config.rewards)
         self.reference = copy.deepcopy(model).requires_grad_(False) if self.method.kl_coef else None
+        if self.reference is not None:
+            cast_weights(self.reference, self.plan.dtype)  # no parts of it, and no optimiser
         if config.shard and parallel.world_size() > 1:
             shard(model, self.plan.dtype)
         self.optimizer = make_optimizer(self.plan.optimizer, model.parameters(), config.lr, config.weight_decay)
