@@ -3,6 +3,9 @@
 A small model's token costs a CPU less in arithmetic than in starting operations. Here the query, key and value
 projections are one matrix product, as are the two of the feed-forward layer, and queries and keys are normalised and
 rotated together: the same numbers up to rounding, from fewer operations.
+
+A large model's token costs what it takes to read the weights. A CPU's bfloat16 products want them in an order of their
+own, into which torch otherwise brings them at every call; here that is done once for all tokens.
 """
 
 from collections.abc import Callable
@@ -12,24 +15,53 @@ import torch.nn.functional as F
 
 from .qwen3 import KVCache, Qwen3Model
 
-STACK_BELOW = 2**26  # bytes of weights; stacking copies them, and a larger model's time goes into its arithmetic
+STACK_BELOW = 2**26  # bytes of weights; stacking copies them, and a larger model's time goes into reading them
+Product = Callable[..., torch.Tensor]  # of some rows, (batch, in), and a weight; with a second argument, added to that
 
 
 def decoder(model: Qwen3Model) -> Callable[[torch.Tensor, KVCache], torch.Tensor]:
     """What sampling should call in place of the model, with one new token for each row of a prefilled cache.
 
     `decoder(model)(ids, cache)` returns logits, (batch, 1, vocab_size), of ids, (batch, 1), without a gradient. It
-    holds copies of the weights and must be made again when they have changed. Large models are returned as they are.
+    holds copies of the weights and must be made again when they have changed. Large models are copied only in
+    bfloat16 on a CPU, where that pays, and returned as they are elsewhere.
     """
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    return model if size > STACK_BELOW else StackedDecoder(model)
+    if size <= STACK_BELOW:
+        return StackedDecoder(model, plain_product)
+    return StackedDecoder(model, packed_product) if can_pack(model.tok_emb.weight) else model
+
+
+def plain_product(weight: torch.Tensor) -> Product:
+    """x times the weight, (out, in), transposed."""
+    transposed = weight.t()
+    return lambda x, to=None: F.linear(x, weight) if to is None else torch.addmm(to, x, transposed)
+
+
+def packed_product(weight: torch.Tensor) -> Product:
+    """The same with a copy of the weight in the order in which the CPU's kernels read it."""
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 4)  # four rows or any other number
+
+    def product(x: torch.Tensor, to: torch.Tensor | None = None) -> torch.Tensor:
+        y = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+        return y if to is None else y.add_(to)
+
+    return product
+
+
+def can_pack(weight: torch.Tensor) -> bool:
+    """Whether `packed_product` works here; what it calls is not part of torch's promised interface."""
+    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
+        return False
+    names = ("_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise")
+    return all(hasattr(torch.ops.mkldnn, name) for name in names) and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class StackedDecoder:
     """A model's weights, stacked so that one operation does the work of several."""
 
     @torch.no_grad()
-    def __init__(self, model: Qwen3Model):
+    def __init__(self, model: Qwen3Model, product: Callable[[torch.Tensor], Product]):
         self.model, cfg = model, model.cfg
         self.eps, self.head_dim = cfg["rms_norm_eps"], cfg["head_dim"]
         self.n_heads, self.n_kv = cfg["n_heads"], cfg["n_kv_groups"]
@@ -39,13 +71,14 @@ class StackedDecoder:
             scales = [att.q_norm.scale.expand(self.n_heads, -1), att.k_norm.scale.expand(self.n_kv, -1)]
             self.blocks.append((
                 block.norm1.scale,
-                torch.cat([att.W_query.weight, att.W_key.weight, att.W_value.weight]),
+                product(torch.cat([att.W_query.weight, att.W_key.weight, att.W_value.weight])),
                 torch.cat(scales)[:, None],
-                att.out_proj.weight.t(),
+                product(att.out_proj.weight),
                 block.norm2.scale,
-                torch.cat([ff.fc1.weight, ff.fc2.weight]),
-                ff.fc3.weight.t(),
+                product(torch.cat([ff.fc1.weight, ff.fc2.weight])),
+                product(ff.fc3.weight),
             ))  # fmt: skip
+        self.head = product(model.head_weight())
         # Rotation by half the dimensions in place of "minus the second half, then the first": the sign is in the sine.
         sign = torch.ones_like(model.sin[0])
         sign[: self.head_dim // 2] = -1
@@ -65,17 +98,17 @@ class StackedDecoder:
         rotated = self.n_heads + self.n_kv
         x = F.embedding(ids[:, 0], model.tok_emb.weight)
         for layer, (scale1, qkv, qk_scales, out_proj, scale2, fc12, fc3) in enumerate(self.blocks):
-            heads = F.linear(self.norm(x, scale1), qkv).view(batch, -1, 1, self.head_dim)
+            heads = qkv(self.norm(x, scale1)).view(batch, -1, 1, self.head_dim)
             qk = self.norm(heads[:, :rotated]) * qk_scales
             qk = qk * cos + qk.roll(self.head_dim // 2, dims=-1) * sin
             q = qk[:, : self.n_heads].reshape(batch, self.n_kv, -1, self.head_dim)
             k, v = cache.update(layer, qk[:, self.n_heads :], heads[:, rotated:])
             seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-            x = torch.addmm(x, seen.reshape(batch, -1), out_proj)
-            gate, up = F.linear(self.norm(x, scale2), fc12).chunk(2, dim=-1)
-            x = torch.addmm(x, F.silu(gate) * up, fc3)
+            x = out_proj(seen.reshape(batch, -1), x)
+            gate, up = fc12(self.norm(x, scale2)).chunk(2, dim=-1)
+            x = fc3(F.silu(gate) * up, x)
         cache.length = t + 1
-        return model.logits(self.norm(x, model.final_norm.scale))[:, None]
+        return self.head(self.norm(x, model.final_norm.scale))[:, None]
 
     def norm(self, x: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
         """RMSNorm over the last dimension."""

@@ -5,7 +5,7 @@ import torch
 from conftest import random_model
 
 from rfs_utils import decode
-from rfs_utils.decode import StackedDecoder, decoder
+from rfs_utils.decode import StackedDecoder, can_pack, decoder, packed_product, plain_product
 from rfs_utils.qwen3 import KVCache
 
 
@@ -18,13 +18,18 @@ def prefilled(model, ids, num_pad=None) -> KVCache:
 
 @pytest.mark.parametrize("num_pad", [None, [0, 3, 5]])
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
-def test_decoder_equals_the_model_token_by_token(num_pad, tied, dtype, tolerance):
+@pytest.mark.parametrize(
+    "product, dtype, tolerance",
+    [(plain_product, torch.float32, 1e-5), (plain_product, torch.bfloat16, 0.1), (packed_product, torch.bfloat16, 0.1)],
+)
+def test_decoder_equals_the_model_token_by_token(num_pad, tied, product, dtype, tolerance):
+    if product is packed_product and not can_pack(torch.ones(1, dtype=dtype)):
+        pytest.skip("torch cannot pack weights here")
     model = random_model(tied=tied, dtype=dtype, n_heads=6)
     ids = torch.randint(1, 512, (3, 9), generator=torch.Generator().manual_seed(0))
     pad = None if num_pad is None else torch.tensor(num_pad)
     caches = [prefilled(model, ids, pad) for _ in range(2)]
-    stacked = StackedDecoder(model)
+    stacked = StackedDecoder(model, product)
     for step in range(6):
         new = ids[:, step : step + 1]
         with torch.inference_mode():
@@ -54,6 +59,11 @@ def test_beyond_the_context_the_message_is_the_models():
         decoder(model)(ids[:, :1], cache=prefilled(model, ids))
 
 
-def test_a_large_model_is_not_copied(model, monkeypatch):
+def test_a_large_model_is_copied_only_where_its_weights_can_be_packed(model, monkeypatch):
     monkeypatch.setattr(decode, "STACK_BELOW", 1000)
+    assert decoder(model) is model and not can_pack(model.tok_emb.weight)
+    model = random_model(dtype=torch.bfloat16)
+    if can_pack(model.tok_emb.weight):
+        assert isinstance(decoder(model), StackedDecoder)
+    monkeypatch.setattr(decode, "can_pack", lambda weight: False)
     assert decoder(model) is model
