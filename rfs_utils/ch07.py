@@ -30,7 +30,7 @@ def moving_average(values: Sequence[float], window: int) -> list[float]:
     parts = [values[max(0, i + 1 - window) : i + 1] for i in range(len(values))]
     return [sum(part) / len(part) for part in parts]
 
-# %% ../ch07/ch07.ipynb #e0886dec
+# %% ../ch07/ch07.ipynb #95e75dc5
 METRICS = {  # column of metrics.csv: panel title
     "reward_avg": "Mean reward", "accuracy": "Right answers (share)", "avg_response_len": "Response length (tokens)",
     "eval_accuracy": "Held-out accuracy", "entropy": "Entropy", "zero_signal_groups": "Groups without signal (share)",
@@ -70,7 +70,7 @@ def plot_grpo_metrics(
             all_axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1.2), ncols=3, borderaxespad=0)
     return fig
 
-# %% ../ch07/ch07.ipynb #61617cc6
+# %% ../ch07/ch07.ipynb #261dba5e
 def read_runs(paths: Run | Sequence[Run], required: Sequence[str]) -> list[dict]:
     """The columns of one run or several, read where a run is the path of its metrics."""
     paths = [paths] if isinstance(paths, (str, Path, dict)) else paths
