@@ -246,9 +246,13 @@ def plot_training(metrics: Metrics, evals: Metrics | None = None) -> Figure:
                     smooth = _smooth(values, window)
                     ax.plot(steps, smooth, "-", color=dark, lw=2.8, label=f"mean of {window} steps")
             if points and points[0]:
-                ax.plot(*points, "--o", color=INK, ms=5.5, lw=1.4, label="held-out problems")
+                ax.plot(*points, "--o", color=INK, ms=5.5, lw=1.4, label="held-out")
             if len(ax.lines) > 1:
-                ax.legend()
+                # Beside the title, where it hides no curve.
+                ax.legend(
+                    loc="lower right", bbox_to_anchor=(1, 1.02), ncols=3, borderpad=0.2, borderaxespad=0,
+                    handlelength=1.3, handletextpad=0.4, columnspacing=1, fontsize=11,
+                )  # fmt: skip
             low, high = ax.get_ylim()
             ax.set_ylim(min(0, low), 103 if title.startswith("Held-out") else high)
         all_axes[-1].set_xlabel("Training step")

@@ -107,6 +107,18 @@ def test_smoothed_line_is_the_centred_mean():
     assert smooth.get_ydata()[-1] == pytest.approx(sum(values[-3:]) / 3)
 
 
+def test_legends_stand_beside_the_titles_and_hide_no_curve():
+    fig = plots.plot_training(ROWS)
+    fig.set_layout_engine("constrained")
+    canvas = FigureCanvasAgg(fig)
+    canvas.draw()
+    for ax in fig.axes[:2]:
+        legend = ax.get_legend().get_window_extent()
+        assert legend.y0 >= ax.get_window_extent().y1 and legend.x1 <= fig.bbox.x1
+        (title,) = [text for text in (ax._left_title, ax.title, ax._right_title) if text.get_text()]
+        assert title.get_window_extent().x1 < legend.x0
+
+
 def test_pictures_for_notebooks_are_cards_with_round_corners():
     fig = plots.plot_training(ROWS)
     artists = len(fig.get_children())
