@@ -92,7 +92,7 @@ def addition_problems(count: int, split: str = "train", seed: int = 0, num_digit
             problems.append((prompt, answer))
     return problems
 
-# %% ../exercises/addition.ipynb #f1b99522
+# %% ../exercises/addition.ipynb #1a074794
 ADDITION_CONFIG = QWEN3_CONFIG_TINY | {
     "vocab_size": 14, "context_length": 32, "rope_base": 10.0,
 }

@@ -100,7 +100,7 @@ def train_dpo(
         metrics.append({"step": step + 1, "loss": loss.item(), "margin": margin, **means})
     return metrics
 
-# %% ../exercises/addition_dpo.ipynb #0c899ae2
+# %% ../exercises/addition_dpo.ipynb #0ac8bb20
 def iterate_dpo(
     seed: int = 0,
     rounds: int = 25,

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['RECIPES', 'RESULTS', 'Recipe', 'policy_step', 'leave_one_out_baseline', 'raft_loss', 'train_recipe']
 
-# %% ../exercises/addition_rl.ipynb #6860c46b
+# %% ../exercises/addition_rl.ipynb #3b245090
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -119,5 +119,5 @@ def train_recipe(recipe: Recipe, seed: int = 0, num_problems: int = 1000, evalua
             since = []
     return rows
 
-# %% ../exercises/addition_rl.ipynb #0c0df5e9
+# %% ../exercises/addition_rl.ipynb #6dc9928b
 RESULTS = WEIGHTS_DIR.parent / "results" / "addition.csv"

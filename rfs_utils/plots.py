@@ -16,6 +16,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import MaxNLocator
 
 POLICY = "#0072B2"  # blue: the model in training
@@ -27,6 +28,7 @@ BAD = "#993D00"  # dark vermilion: below average, wrong
 NEUTRAL = "#7A7A7A"  # grey: inputs, context, padding
 INK = "#1A1A1A"  # text
 CARD = "#FFFFFF"  # background of every figure, so that it stays readable on a dark page
+ROUNDING = 0.08  # inches: radius of its corners in notebooks
 CYCLE = (POLICY, REWARD, GOOD, BAD, REFERENCE, LENGTH)  # order for several curves in one plot
 
 STYLE = {
@@ -78,10 +80,19 @@ def tint(color: str, strength: float = 0.18) -> str:
 
 
 def _png(fig: Figure) -> bytes:
-    """Render to PNG. Without the version stamp, the same library always gives the same bytes."""
+    """Render to PNG, on a card with round corners and nothing around it, for notebooks with a dark theme.
+
+    Without the version stamp, the same library always gives the same bytes.
+    """
     buffer = io.BytesIO()
+    card = FancyBboxPatch(
+        (0, 0), *fig.get_size_inches(), boxstyle=f"round,pad=0,rounding_size={ROUNDING}", fc=CARD, lw=0,
+        zorder=-1, transform=fig.dpi_scale_trans,
+    )  # fmt: skip
     with matplotlib.rc_context(STYLE):
-        fig.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+        fig.add_artist(card)
+        fig.savefig(buffer, format="png", dpi=DPI, facecolor="none", metadata={"Software": None})
+        card.remove()
     return buffer.getvalue()
 
 
@@ -235,9 +246,13 @@ def plot_training(metrics: Metrics, evals: Metrics | None = None) -> Figure:
                     smooth = _smooth(values, window)
                     ax.plot(steps, smooth, "-", color=dark, lw=2.8, label=f"mean of {window} steps")
             if points and points[0]:
-                ax.plot(*points, "--o", color=INK, ms=5.5, lw=1.4, label="held-out problems")
+                ax.plot(*points, "--o", color=INK, ms=5.5, lw=1.4, label="held-out")
             if len(ax.lines) > 1:
-                ax.legend()
+                # Beside the title, where it hides no curve.
+                ax.legend(
+                    loc="lower right", bbox_to_anchor=(1, 1.02), ncols=3, borderpad=0.2, borderaxespad=0,
+                    handlelength=1.3, handletextpad=0.4, columnspacing=1, fontsize=11,
+                )  # fmt: skip
             low, high = ax.get_ylim()
             ax.set_ylim(min(0, low), 103 if title.startswith("Held-out") else high)
         all_axes[-1].set_xlabel("Training step")

@@ -167,6 +167,13 @@ def test_formulas_are_markup_and_not_source(site, pages):
     assert not re.search(r"\\[a-z]+|\$", "".join(page.prose))
 
 
+@per_page
+def test_fractions_have_braces(path):
+    r"""What turns formulas into markup reads \frac12 = x as 12 over the equals sign."""
+    sources = "".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown")
+    assert not re.findall(r"\\[dt]?frac(?!\{).{6}", sources)
+
+
 def test_search_finds_words_of_chapter_6(site):
     text = (site / "searchindex.js").read_text(encoding="utf-8")
     index = json.loads(text.removeprefix("Search.setIndex(").removesuffix(")"))

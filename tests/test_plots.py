@@ -107,6 +107,28 @@ def test_smoothed_line_is_the_centred_mean():
     assert smooth.get_ydata()[-1] == pytest.approx(sum(values[-3:]) / 3)
 
 
+def test_legends_stand_beside_the_titles_and_hide_no_curve():
+    fig = plots.plot_training(ROWS)
+    fig.set_layout_engine("constrained")
+    canvas = FigureCanvasAgg(fig)
+    canvas.draw()
+    for ax in fig.axes[:2]:
+        legend = ax.get_legend().get_window_extent()
+        assert legend.y0 >= ax.get_window_extent().y1 and legend.x1 <= fig.bbox.x1
+        (title,) = [text for text in (ax._left_title, ax.title, ax._right_title) if text.get_text()]
+        assert title.get_window_extent().x1 < legend.x0
+
+
+def test_pictures_for_notebooks_are_cards_with_round_corners():
+    fig = plots.plot_training(ROWS)
+    artists = len(fig.get_children())
+    pixels = matplotlib.image.imread(io.BytesIO(plots._png(fig)))
+    corners = pixels[[0, 0, -1, -1], [0, -1, 0, -1], 3]
+    assert not corners.any(), "a dark page shines through"
+    assert (pixels[:, 20:-20, 3] == 1).all() and (pixels[20:-20, :, 3] == 1).all(), "everything else is opaque"
+    assert len(fig.get_children()) == artists, "the card is not left in the figure"
+
+
 def test_rows_and_columns_draw_the_same_figure():
     columns = {name: [row[name] for row in ROWS] for name in ROWS[0]}
     assert plots._png(plots.plot_training(ROWS)) == plots._png(plots.plot_training(columns))
