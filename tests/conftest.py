@@ -1,10 +1,15 @@
 """Small random models and a tokenizer that tests share."""
 
+import signal
+
 import pytest
 import torch
 from small import make_tokenizer
 
 from rfs_utils.qwen3 import Qwen3Model
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a job in the background; tests send Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SMALL = {
     "vocab_size": 512,
