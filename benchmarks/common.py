@@ -1,6 +1,8 @@
 """What the benchmarks share: a prompt of exact length, and results as CSV."""
 
 import csv
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -29,3 +31,9 @@ def write_rows(path: Path, rows: list[dict]) -> None:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
+
+
+def format_ratios(numerators: Sequence[float], denominators: Sequence[float]) -> str:
+    """The ratios of paired runs: their median, lowest and highest, and how many there are."""
+    ratios = [n / d for n, d in zip(numerators, denominators, strict=True)]
+    return f"median {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f} in {len(ratios)} rounds)"

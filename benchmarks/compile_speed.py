@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from common import write_rows
+from common import format_ratios, write_rows
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -60,9 +60,7 @@ def main() -> None:
             print(rows[-1], flush=True)
     for column in ("all_steps", "late_step"):
         by_name = {name: [row[column] for row in rows if row["mode"] == name] for name in ("plain", "compiled")}
-        ratios = [c / p for p, c in zip(by_name["plain"], by_name["compiled"], strict=True)]
-        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-        print(f"{column}: compiled / plain, median {statistics.median(ratios):.2f} ({spread})")
+        print(f"{column}: compiled / plain, {format_ratios(by_name['compiled'], by_name['plain'])}")
     if args.csv:
         write_rows(args.csv, rows)
 

@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 
 import torch
-from common import EXAMPLE, FixedPrompt, write_rows
+from common import EXAMPLE, FixedPrompt, format_ratios, write_rows
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -148,11 +148,7 @@ def compare(args) -> list[dict]:
         if not seconds[name]:
             print(f"{name}: left out, {PACKAGES[name]} is not installed")
             continue
-        ratios = [theirs / ours for theirs, ours in zip(seconds[name], seconds["ours"], strict=True)]
-        print(
-            f"{name} / ours: median {statistics.median(ratios):.1f} "
-            f"({min(ratios):.1f} to {max(ratios):.1f} in {len(ratios)} rounds)"
-        )
+        print(f"{name} / ours: {format_ratios(seconds[name], seconds['ours'])}")
     return rows
 
 

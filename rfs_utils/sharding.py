@@ -95,15 +95,12 @@ def save_parts(directory: Path, model: Qwen3Model, states: dict, is_main: bool) 
     """
     from torch.distributed import checkpoint as dcp
 
-    weights = to_hf_names({name: p.detach() for name, p in model.named_parameters()})
+    weights = own_weights(model)
     files = dict.fromkeys(weights, 1) | dict.fromkeys(states, 2)
     # Every process writes a file; process 0 puts the parts of each tensor together.
     writer = dcp.HuggingFaceStorageWriter(str(directory), files, save_distributed=True, enable_consolidation=True)
-    try:
+    with first_failure_as(OSError, f"cannot write {directory}"):
         dcp.save(weights | states, storage_writer=writer)
-    except dcp.api.CheckpointException as error:
-        first, *_ = error.failures.values()
-        raise OSError(f"cannot write {directory}: {first[0]}") from None
     if is_main:
         shutil.rmtree(directory / "sharded")
         (directory / "model.safetensors.index.json").unlink()
@@ -115,16 +112,29 @@ def load_parts(directory: Path, model: Qwen3Model, params: list[torch.nn.Paramet
     """Fill every process's part of the weights from a checkpoint; returns its part of the optimiser's tensors.
 
     `params` are the optimiser's, in its order: "3.exp_avg" is in parts as params[3] is. Any number of processes can
-    have written the checkpoint.
+    have written the checkpoint. Raises ValueError, on all, when one cannot read it.
     """
     from torch.distributed import checkpoint as dcp
 
-    weights = to_hf_names({name: p.detach() for name, p in model.named_parameters()})
     with safe_open(directory / FILES[1], framework="pt") as file:
         states = {name: torch.zeros_like(params[int(name.partition(".")[0])]) for name in file.keys()}
-    try:
-        dcp.load(weights | states, storage_reader=dcp.HuggingFaceStorageReader(str(directory)))
-    except dcp.api.CheckpointException as error:
-        first, *_ = error.failures.values()
-        raise ValueError(str(first[0])) from None
+    with first_failure_as(ValueError, f"cannot read {directory}"):
+        dcp.load(own_weights(model) | states, storage_reader=dcp.HuggingFaceStorageReader(str(directory)))
     return states
+
+
+def own_weights(model: Qwen3Model) -> dict[str, torch.Tensor]:
+    """This process's parts of the weights, under Hugging Face's names."""
+    return to_hf_names({name: p.detach() for name, p in model.named_parameters()})
+
+
+@contextmanager
+def first_failure_as(kind: type[Exception], text: str) -> Iterator[None]:
+    """Raise what went wrong, on whichever process, as an exception of a kind that the callers know."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as error:
+        first, *_ = error.failures.values()
+        raise kind(f"{text}: {first[0]}") from None

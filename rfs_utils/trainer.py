@@ -50,17 +50,14 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> dict:
     learner, held_out = prepare(config)
     name = f"{Path(config.model).name}-{config.method}-seed{config.seed}"
     folder = parallel.on_main(make_run_folder, config.out, name)
-    if parallel.rank() == 0:
-        write_text(folder / "config.toml", format_config(config))
+    parallel.on_main(write_text, folder / "config.toml", format_config(config))
     evaluate_before(learner, held_out, folder)
     return Run(learner, held_out, folder, report).go()
 
 
 def evaluate_before(learner: Learner, held_out: "HeldOut", folder: Path) -> None:
     """Keep what the model could do before the first step."""
-    before = held_out.summary(learner)
-    if parallel.rank() == 0:
-        write_json(folder / "before.json", before)
+    parallel.on_main(write_json, folder / "before.json", held_out.summary(learner))
 
 
 def resume(folder: str | Path, report: Callable[[str], None] = print, changes: dict | None = None) -> dict:
@@ -258,9 +255,8 @@ class Run:
             "eval_tokens": result and result.mean_tokens,
             "seconds": self.seconds,
         }
-        if self.is_main:
-            with self.writing():
-                self.write_step(metrics, with_samples=due or step == 1)
+        with self.writing():
+            parallel.on_main(self.write_step, metrics, due or step == 1)
         bar.set_postfix(
             reward=f"{metrics['reward_avg']:.2f}", right=f"{metrics['accuracy']:.0%}",
             tokens=f"{metrics['avg_response_len']:.0f}", speed=f"{metrics['tokens_per_second']:.0f} tok/s",
