@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'Run', 'KL_KINDS', 'METHODS', 'moving_average', 'plot_grpo_metrics', 'read_runs', 'steps_and_values',
-           'draw_band', 'compute_advantage_stats', 'sequence_logprob_and_entropy', 'clipped_objective', 'is_clipped',
-           'importance_ratio', 'kl_estimate', 'reward_format', 'Method', 'reward_baseline', 'compute_advantages',
-           'loss_total', 'policy_loss', 'soft_overlong_penalty']
+           'draw_band', 'start_at_zero', 'compute_advantage_stats', 'sequence_logprob_and_entropy', 'clipped_objective',
+           'is_clipped', 'importance_ratio', 'kl_estimate', 'reward_format', 'Method', 'reward_baseline',
+           'compute_advantages', 'loss_total', 'policy_loss', 'soft_overlong_penalty']
 
 # %% ../ch07/ch07.ipynb #860d5040
 import re
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from .ch06 import group_advantages
-from .plots import CYCLE, STYLE, read_metrics, tint
+from .plots import STYLE, read_metrics, tint
 from .qwen3 import Qwen3Model
 
 # %% ../ch07/ch07.ipynb #03e60576
@@ -60,14 +60,18 @@ def plot_grpo_metrics(
     with matplotlib.rc_context(STYLE):
         fig = Figure(figsize=(7.5, 0.6 + 2.2 * len(columns)))
         all_axes = fig.subplots(len(columns), sharex=True, squeeze=False)[:, 0]
-        for (label, several), color in zip(tables.items(), cycle(CYCLE)):
-            for ax, column in zip(all_axes, columns, strict=True):
-                ax.set_title(METRICS.get(column, column))
-                draw_band(ax, [steps_and_values(table, column, window) for table in several], label, color)
+        for ax, column in zip(all_axes, columns, strict=True):
+            ax.set_title(METRICS.get(column, column))
+            for (label, several), style in zip(tables.items(), cycle(STYLE["axes.prop_cycle"])):
+                draw_band(ax, [steps_and_values(table, column, window) for table in several], label=label, **style)
+            start_at_zero(ax)
         all_axes[-1].set_xlabel("Training step")
         all_axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         if len(groups) > 1:  # above the panels, where it hides nothing
-            all_axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1.2), ncols=3, borderaxespad=0)
+            handles = [handle for column in range(3) for handle in all_axes[0].lines[column::3]]  # to be read by rows
+            all_axes[0].legend(
+                handles=handles, loc="lower left", bbox_to_anchor=(0, 1.2), ncols=3, borderaxespad=0, handlelength=2.8
+            )
     return fig
 
 # %% ../ch07/ch07.ipynb #261dba5e
@@ -84,13 +88,20 @@ def steps_and_values(table: dict, column: str, window: int) -> dict[int, float]:
     return dict(zip([step for step, _ in found], moving_average([value for _, value in found], window)))
 
 
-def draw_band(ax, series: Sequence[dict[int, float]], label: str, color: str) -> None:
+def draw_band(ax, series: Sequence[dict[int, float]], color: str, **line) -> None:
     """Mean of several runs over the steps that all of them have, and a band from lowest to highest."""
     steps = sorted(set.intersection(*(set(one) for one in series)))
     values = [[one[step] for one in series] for step in steps]
-    ax.plot(steps, [sum(v) / len(v) for v in values], "-" if len(steps) > 20 else "-o", ms=4, color=color, label=label)
+    marker = "" if len(steps) > 20 else "o"
+    ax.plot(steps, [sum(v) / len(v) for v in values], marker=marker, ms=4, color=color, **line)
     if len(series) > 1:
         ax.fill_between(steps, [min(v) for v in values], [max(v) for v in values], color=tint(color, 0.4), alpha=0.5)
+
+
+def start_at_zero(ax) -> None:
+    """Begin the upright axis at zero, where no value lies below: a share of 0 is at the bottom, not in the middle."""
+    low, high = min(0, ax.dataLim.y0), ax.get_ylim()[1]
+    ax.set_ylim(low - 0.03 * (high - low), high)  # with room for the line's width
 
 # %% ../ch07/ch07.ipynb #1fbdc0ea
 def compute_advantage_stats(advantages: torch.Tensor) -> dict[str, float]:

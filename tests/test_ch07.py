@@ -372,6 +372,15 @@ def test_curves_of_runs_become_panels_with_bands(tmp_path):
         ch07.plot_grpo_metrics(paths[0], ["entropy"])
 
 
+def test_curves_differ_in_more_than_colour_and_a_share_of_zero_lies_at_the_bottom():
+    runs = {name: {"step": [1, 2], "clip_fraction": [0, 0], "kl": [-0.1, 0.4]} for name in "abcde"}
+    fig = ch07.plot_grpo_metrics(runs, ["clip_fraction", "kl"])
+    assert len({line.get_linestyle() for line in fig.axes[0].lines[:4]}) == 4
+    assert [text.get_text() for text in fig.axes[0].get_legend().get_texts()] == ["a", "d", "b", "e", "c"]  # by columns
+    (low, high), (below, _) = (ax.get_ylim() for ax in fig.axes)
+    assert -0.05 * high < low < 0 and below < -0.1
+
+
 def test_evaluations_are_drawn_as_they_are():
     table = {"step": list(range(9)), "eval_accuracy": [0.0, *[None] * 3, 0.5, *[None] * 3, 1.0]}
     assert ch07.steps_and_values(table, "eval_accuracy", 5) == {0: 0.0, 4: 0.5, 8: 1.0}
