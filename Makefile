@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Tests run side by side, each on one thread: several would wait for each other.
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 .PHONY: train test lint unit notebooks export run-notebooks lab pretrain book clean
 
@@ -14,12 +16,12 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 
 unit: $(VENV)/installed
-	$(BIN)/python -m pytest tests --ignore=tests/test_colab.py
+	$(PYTEST) tests --ignore=tests/test_colab.py
 
 # Every notebook is executed again, alone in an environment with torch and Jupyter only; nbval compares the stored outputs
 # where they are deterministic.
 notebooks: $(VENV)/installed
-	$(BIN)/python -m pytest tests/test_colab.py
+	$(PYTEST) tests/test_colab.py
 
 # For authors: write rfs_utils/chNN.py from the notebooks; execute all notebooks and store their outputs.
 export: $(VENV)/installed

@@ -68,7 +68,8 @@ def page(path: Path) -> nbformat.NotebookNode:
     if practice(path):
         links.append(download("Download for practice, without solutions", practice(path)))
     # The badge's picture is on another host; a container gives its place to links that look like buttons.
-    launch = ":::{container} launch\n" + "\n".join(links) + f"\n:::\n\n{match['needs'][0].upper()}{match['needs'][1:]}"
+    needs = match["needs"].replace(" · ", "\N{NO-BREAK SPACE}· ")  # a line does not begin with a dot
+    launch = ":::{container} launch\n" + "\n".join(links) + f"\n:::\n\n{needs[0].upper()}{needs[1:]}"
     first.source = first.source.replace(match[0], launch)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
@@ -83,6 +84,7 @@ def page(path: Path) -> nbformat.NotebookNode:
         if re.match(r"show\(\s*diagrams\.", cell.source):
             tag(cell, "hide-input", code_prompt_show="Show the code of this figure")
         cell.outputs = [out for out in cell.outputs if out.output_type != "stream" or out.text.strip()]
+        cell.outputs.sort(key=lambda out: out.get("name") != "stderr")  # a progress bar above what came after it
     notebook.cells = [part for cell in notebook.cells for part in one_figure_each(cell)]
     return notebook
 

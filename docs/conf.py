@@ -52,6 +52,7 @@ def mathml(node: nodes.math | nodes.math_block, block: bool) -> str:
     except MathError as error:
         logging.getLogger(__name__).warning("%s in the formula %s", error, text, location=node)
         return ""
+    markup = markup.replace("<mo>‖</mo>", '<mo stretchy="false">‖</mo>')  # as tall as letters, not as a fraction
     # Browsers put no space between a function and its argument, as in log p; before a bracket there should be none.
     return re.sub(r'<mo>&ApplyFunction;</mo>(?!\s*<mo stretchy="false">\()', '<mspace width="0.17em"/>', markup)
 

@@ -6,7 +6,7 @@ __all__ = ['METRICS', 'Run', 'KL_KINDS', 'METHODS', 'moving_average', 'plot_grpo
            'is_clipped', 'importance_ratio', 'kl_estimate', 'reward_format', 'Method', 'reward_baseline',
            'compute_advantages', 'loss_total', 'policy_loss', 'soft_overlong_penalty']
 
-# %% ../ch07/ch07.ipynb #860d5040
+# %% ../ch07/ch07.ipynb #2aec2b32
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -30,7 +30,7 @@ def moving_average(values: Sequence[float], window: int) -> list[float]:
     parts = [values[max(0, i + 1 - window) : i + 1] for i in range(len(values))]
     return [sum(part) / len(part) for part in parts]
 
-# %% ../ch07/ch07.ipynb #95e75dc5
+# %% ../ch07/ch07.ipynb #a703fd27
 METRICS = {  # column of metrics.csv: panel title
     "reward_avg": "Mean reward", "accuracy": "Right answers (share)", "avg_response_len": "Response length (tokens)",
     "eval_accuracy": "Held-out accuracy", "entropy": "Entropy", "zero_signal_groups": "Groups without signal (share)",
@@ -74,7 +74,7 @@ def plot_grpo_metrics(
             )
     return fig
 
-# %% ../ch07/ch07.ipynb #261dba5e
+# %% ../ch07/ch07.ipynb #26563de2
 def read_runs(paths: Run | Sequence[Run], required: Sequence[str]) -> list[dict]:
     """The columns of one run or several, read where a run is the path of its metrics."""
     paths = [paths] if isinstance(paths, (str, Path, dict)) else paths

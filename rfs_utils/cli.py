@@ -221,14 +221,19 @@ def run_plot(args) -> None:
     from .ch07 import plot_grpo_metrics
     from .plots import save_figure
 
-    figure = plot_grpo_metrics(group_runs(args.runs), args.columns and args.columns.split(","), args.window)
+    columns = args.columns.split(",") if args.columns else []
+    figure = plot_grpo_metrics(group_runs(args.runs, columns), columns or None, args.window)
     save_figure(figure, args.out)
     print(f"written to {args.out}")
 
 
-def group_runs(folders: list[str]) -> dict[str, list[Path]]:
-    """metrics.csv of run folders, by the settings in which they differ besides seed and folder."""
+def group_runs(folders: list[str], columns: list[str]) -> dict[str, list[dict]]:
+    """The metrics of run folders, by the settings in which they differ besides seed and folder.
+
+    ValueError when a folder is none of a run, or its metrics lack one of the columns.
+    """
     from .config import read_config
+    from .runs import read_run
 
     settings = {}
     for folder in map(Path, folders):
@@ -238,10 +243,10 @@ def group_runs(folders: list[str]) -> dict[str, list[Path]]:
         settings[folder] = {key: value for key, value in config.items() if key not in ("seed", "out")}
     every = {key for config in settings.values() for key in config}
     differ = sorted(key for key in every if len({str(config.get(key)) for config in settings.values()}) > 1)
-    groups: dict[str, list[Path]] = {}
+    groups: dict[str, list[dict]] = {}
     for folder, config in settings.items():
         label = ", ".join(str(config.get(k)) if k in ("method", "run") else f"{k} {config.get(k)}" for k in differ)
-        groups.setdefault(label or config.get("method", folder.name), []).append(folder / "metrics.csv")
+        groups.setdefault(label or config.get("method", folder.name), []).append(read_run(folder, ("step", *columns)))
     return groups
 
 

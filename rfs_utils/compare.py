@@ -176,7 +176,7 @@ def summarise(path: str | Path, methods: Sequence[str] | None = None) -> str:
     for (method, _), rows in runs.items():
         by_method[method].append(rows)
     equal = f"equal seconds ({budget:.0f})"
-    lines = [f"{'':22} {'equal rollouts':>18} {equal:>22} {'seconds':>9} {'tokens':>7}  seeds"]
+    lines = [f"{'':21} {'equal rollouts':>14} {equal:>19} {'seconds':>8} {'tokens':>7}  seeds"]
     for method, several in by_method.items():
         cells = []
         last = [float(rows[-1]["accuracy"]) for rows in several]
@@ -185,7 +185,7 @@ def summarise(path: str | Path, methods: Sequence[str] | None = None) -> str:
             cells.append(f"{mean:7.1%} ± {100 * half:4.1f}" if half < math.inf else f"{mean:7.1%}")
         seconds = statistics.mean(float(rows[-1]["seconds"]) for rows in several)
         tokens = statistics.mean(float(rows[-1]["tokens"]) for rows in several)
-        lines.append(f"{method:22} {cells[0]:>18} {cells[1]:>22} {seconds:9.1f} {tokens:7.1f} {len(several):6}")
+        lines.append(f"{method:21} {cells[0]:>14} {cells[1]:>19} {seconds:8.1f} {tokens:7.1f} {len(several):6}")
     return "\n".join(lines)
 
 

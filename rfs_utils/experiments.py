@@ -139,21 +139,25 @@ def at_step(logs: Sequence[Log], column: str, step: int = -1, window: int = 1) -
     return found
 
 
-def format_results(runs: Mapping[str, Sequence[Log]], columns: Mapping[str, Callable], width: int = 12) -> str:
-    """A table: for each label the mean over seeds of each column, a function from logs to numbers.
+def format_results(runs: Mapping[str, Sequence[Log]], columns: Mapping[str, Callable]) -> str:
+    """A table: for each label its number of seeds, and of each column, a function from logs to numbers, their mean.
 
-    Beside it stands the 95 % interval; lowest and highest value where there are only two seeds.
+    Beside it stands the 95 % interval, where there is more than one seed.
     """
-    lines = [f"{'':{width}}" + "".join(f"{title:>20}" for title in columns) + f"{'seeds':>7}"]
+    table = [["", "seeds", *columns]]
     for label, logs in runs.items():
-        cells = ""
-        for values in (function(logs) for function in columns.values()):
-            mean, half = mean_and_interval(values)
-            digits = 1 if max(map(abs, values)) > 1 else 3
-            if len(values) > 2:
-                cells += f"{mean:>12.{digits}f} ± {half:<5.{digits}f}"
-            else:
-                spread = f"({min(values):.{digits}f}-{max(values):.{digits}f})" if len(values) == 2 else ""
-                cells += f"{f'{mean:.{digits}f} {spread}':>20}"
-        lines.append(f"{label:{width}}{cells}{len(logs):>7}")
+        cells = [format_mean(function(logs)) for function in columns.values()]
+        table.append([label, str(len(logs)), *cells])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = []
+    for first, *rest in table:
+        cells = (cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))
+        lines.append("  ".join((first.ljust(widths[0]), *cells)))
     return "\n".join(lines)
+
+
+def format_mean(values: Sequence[float]) -> str:
+    """Mean and 95 % interval; a single value alone."""
+    mean, half = mean_and_interval(values)
+    digits = 1 if max(map(abs, values)) > 1 else 3
+    return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if len(values) > 1 else "")

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from .plots import read_metrics
-from .runs import read_json, write_text
+from .runs import read_json, read_run, write_text
 
 CURVES = {  # column of metrics.csv: title, and what it tells
     "reward_avg": ("Mean reward", "of the sampled answers"),
@@ -74,7 +73,7 @@ def write_page(folder: Path) -> Path:
     folder = Path(folder)
     if not (folder / "metrics.csv").is_file():
         raise ValueError(f"{folder} is not the folder of a run; expected metrics.csv in it")
-    metrics = read_metrics(folder / "metrics.csv")
+    metrics = read_run(folder)
     result = read_json(folder / "result.json") if (folder / "result.json").is_file() else {}
     records = read_samples(folder)
     parts = [

@@ -14,7 +14,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from . import parallel, sharding
 from .checkpoints import load_weights
 from .download import replace_file
 from .models import check_new, save_model, write_config_files
+from .plots import read_metrics
 from .qwen3 import Qwen3Model
 from .tokenizer import Qwen3Tokenizer
 
@@ -57,6 +58,19 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: dict | list) -> None:
     """Write JSON, whole or not at all."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_run(folder: Path, required: Sequence[str] = ("step",)) -> dict[str, list[float | None]]:
+    """The columns of a run's metrics.csv, and above them, as step 0, what was measured before training.
+
+    Raises ValueError when metrics.csv lacks one of the `required` columns or is damaged.
+    """
+    metrics = read_metrics(folder / "metrics.csv", required)
+    if not (folder / "before.json").is_file():
+        return metrics
+    accuracy, tokens = read_json(folder / "before.json")["all"]
+    first = {"step": 0, "eval_accuracy": accuracy, "eval_tokens": tokens}
+    return {name: [first.get(name), *values] for name, values in metrics.items()}
 
 
 def read_json(path: Path) -> dict:

@@ -21,7 +21,7 @@ from .lean import cache_bytes_per_token
 from .learner import Learner, training_problems
 from .models import get_device, load_model_and_tokenizer, save_model
 from .page import write_page
-from .plots import plot_training, read_metrics, save_figure
+from .plots import plot_training, save_figure
 from .runs import (
     append_lines,
     checkpoint_steps,
@@ -30,6 +30,7 @@ from .runs import (
     make_run_folder,
     prune_checkpoints,
     read_json,
+    read_run,
     save_run_checkpoint,
     stop_on_signals,
     write_json,
@@ -328,7 +329,7 @@ class Run:
         with self.writing():
             write_json(folder / "result.json", result)
             write_json(folder / "examples.json", examples)
-            save_figure(plot_training(read_metrics(folder / "metrics.csv")), folder / "curves.png")
+            save_figure(plot_training(read_run(folder)), folder / "curves.png")
             save_model(learner.model, learner.tokenizer, folder / "model")
             write_page(folder)
         self.report(format_report(before, after, len(self.held_out.problems), examples))

@@ -53,6 +53,8 @@ def test_a_run_writes_its_folder_and_prints_the_table(tmp_path, monkeypatch, cap
     assert all(0 <= float(row["reward_avg"]) <= 1 and float(row["eval_accuracy"]) >= 0 for row in rows)
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert load_file(folder / "model" / "model.safetensors")
+    curve = f"Held-out accuracy: from {result['accuracy_before']:.3g} at step 0 to"
+    assert curve in (folder / "report.html").read_text(encoding="utf-8")
     out = capsys.readouterr().out
     assert out.count("before: ") == out.count("after:  ") == 3
     assert "Level 1" in out and "not in RL" in out and str(folder.relative_to(tmp_path)) in out
