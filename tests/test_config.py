@@ -134,7 +134,8 @@ def test_runs_are_grouped_by_what_differs_besides_the_seed(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.toml").write_text(text)
         (tmp_path / name / "metrics.csv").write_text("step,reward_avg\n1,0.5\n")
-    groups = group_runs([str(tmp_path / name) for name in ("a0", "a1", "b0")])
-    assert {label: len(paths) for label, paths in groups.items()} == {"lr 0.1, grpo": 2, "lr 0.2, rloo": 1}
+    groups = group_runs([str(tmp_path / name) for name in ("a0", "a1", "b0")], ["reward_avg"])
+    assert {label: len(runs) for label, runs in groups.items()} == {"lr 0.1, grpo": 2, "lr 0.2, rloo": 1}
+    assert groups["lr 0.2, rloo"] == [{"step": [1], "reward_avg": [0.5]}]
     with pytest.raises(ValueError, match="is not the folder of a run"):
-        group_runs([str(tmp_path)])
+        group_runs([str(tmp_path)], [])
