@@ -281,7 +281,7 @@ def append_csv_metrics(
     """
     row = {"step": step_idx, "total_steps": total_steps, "loss": loss, "reward_avg": reward_avg,
            "avg_response_len": avg_response_len, **more}  # fmt: skip
-    cells = ["" if v is None else f"{v:.6f}" if isinstance(v, float) else str(v) for v in row.values()]
+    cells = ["" if v is None else f"{v:.6g}" if isinstance(v, float) else str(v) for v in row.values()]
     csv_log_path = Path(csv_log_path)
     header = "" if csv_log_path.exists() else ",".join(row) + "\n"
     with csv_log_path.open("a", encoding="utf-8") as f:

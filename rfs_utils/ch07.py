@@ -277,7 +277,8 @@ def compute_advantages(
     """
     if rewards.dim() == 3:
         if method.separate_rewards:
-            rewards = group_advantages(rewards.transpose(1, 2), eps).transpose(1, 2)
+            differ = (rewards != rewards[:, :1]).any(dim=1, keepdim=True)
+            rewards = group_advantages(rewards.transpose(1, 2), eps).transpose(1, 2) * differ
         rewards = (rewards if weights is None else rewards * weights).sum(dim=2)
     if method.positives_only:
         return (rewards > 0).float()
@@ -289,8 +290,10 @@ def compute_advantages(
         advantages = advantages / (advantages.std() + eps)
     elif method.scale == "group" and method.baseline != "group":
         advantages = advantages / (rewards.std(dim=1, keepdim=True) + eps)
-    if method.baseline in ("group", "others"):  # rounding must not give an equal group a signal
+    if method.baseline in ("group", "others"):  # rounding must not give equal rewards a signal
         advantages = advantages * (rewards != rewards[:, :1]).any(dim=1, keepdim=True)
+    elif method.baseline == "batch":
+        advantages = advantages * (rewards != rewards[:1, :1]).any()
     return torch.where(advantages < 0, method.negative_weight * advantages, advantages)
 
 # %% ../ch07/ch07.ipynb #c739533e
@@ -299,10 +302,11 @@ def loss_total(
 ) -> float:
     """What the loss of N rollouts is divided by: their number, their tokens, or the most tokens they could have.
 
-    Rollouts without any token in the mask, (N, T), and those that RAFT rejects do not count. Defined in ch07, 7.7.
+    Rollouts without any token in the mask, (N, T), do not count, nor those that RAFT rejects, unless a KL term holds
+    them, too. Defined in ch07, 7.7.
     """
     counted = mask.sum(dim=1) > 0
-    if method.positives_only:
+    if method.positives_only and not method.kl_coef:
         counted = counted & (advantages > 0)
     if method.aggregate == "token_mean":
         return mask[counted].sum().item()

@@ -149,6 +149,8 @@ def read_comparison(path: str | Path) -> list[dict]:
         raise ValueError(f"cannot read {path}: {error}") from None
     if tuple(reader.fieldnames or ()) != COLUMNS:
         raise ValueError(f"{path} is not the CSV of a comparison; expected the columns {', '.join(COLUMNS)}")
+    if any(None in row.values() or None in row for row in rows):
+        raise ValueError(f"{path}: a line is damaged; expected {len(COLUMNS)} cells in each")
     return rows
 
 

@@ -60,7 +60,7 @@ class TrainConfig:
     shard: bool = option(False, "under torchrun, each process keeps a part of the weights and AdamW's states (FSDP2)")
     eval_every: int = option(10, "steps between evaluations on held-out problems; 0 is never")
     eval_problems: int = option(100, "held-out problems in these evaluations")
-    checkpoint_every: int = option(50, "steps between checkpoints; 0 is only at the end")
+    checkpoint_every: int = option(50, "steps between checkpoints, besides the best and the last; 0 is only these")
     keep_checkpoints: int = option(2, "checkpoints to keep, besides the best")
     stop_on_collapse: bool = option(False, "stop when the run has collapsed, instead of only warning")
     tensorboard: bool = option(False, "write TensorBoard files, too (needs the package tensorboard)")
@@ -94,6 +94,10 @@ class TrainConfig:
             if value is not None and not 0 <= value < float("inf"):
                 raise ValueError(f"{name} must be a number, 0 or more; got {value}")
         parse_rewards(self.rewards)
+        if self.seed >= 2**32:
+            raise ValueError(f"seed must be below {2**32}, got {self.seed}")
+        if self.dtype == "bfloat16" and self.optimizer == "adamw" and not self.shard:
+            raise ValueError("with dtype bfloat16, adamw would lose most of its small steps; expected another")
         if self.shard and self.optimizer not in ("auto", "adamw"):
             raise ValueError(f"with shard, optimizer must be auto or adamw, got {self.optimizer}")
         if self.tensorboard and find_spec("tensorboard") is None:
@@ -129,8 +133,9 @@ def read_config(path: str | Path) -> dict:
     known = [f.name for f in fields(TrainConfig)]
     for key, value in settings.items():
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-            raise ValueError(f"{path}: unknown setting {key!r}; the nearest known one is {near!r}")
+            near = difflib.get_close_matches({"learning_rate": "lr"}.get(key, key), known, n=1)
+            hint = f"the nearest known one is {near[0]!r}" if near else "`rfs train --help` lists the known ones"
+            raise ValueError(f"{path}: unknown setting {key!r}; {hint}")
         wanted = field_type(key)
         if wanted is float and type(value) is int:
             settings[key] = value = float(value)
@@ -142,4 +147,4 @@ def read_config(path: str | Path) -> dict:
 def format_config(config: TrainConfig) -> str:
     """The settings as TOML; those without a value are left out."""
     # JSON's strings, numbers and booleans are TOML's, too.
-    return "".join(f"{k} = {json.dumps(v)}\n" for k, v in asdict(config).items() if v is not None)
+    return "".join(f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in asdict(config).items() if v is not None)

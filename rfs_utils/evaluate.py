@@ -144,7 +144,7 @@ def _grade(answers: list[Answer], rollouts, problems: Sequence[dict], eos_token_
         graded[index, sample] = {
             "unique_id": problem.get("unique_id", index),
             "sample": sample,
-            "level": f"Level {level}" if isinstance(level, int) else level,  # MATH-500 has 3 for MATH's "Level 3"
+            "level": level_name(level),
             "type": problem.get("type", problem.get("subject", "")),
             "answer": problem["answer"],
             "response": text,
@@ -216,6 +216,11 @@ def evaluate_to_file(
     return Evaluation([records[answer] for answer in wanted])
 
 
+def level_name(level: int | str | None) -> str | None:
+    """MATH's "Level 3", for which MATH-500 has 3."""
+    return f"Level {level}" if isinstance(level, int) else level
+
+
 def check_room(
     model: Qwen3Model, tokenizer: Qwen3Tokenizer, problems: Sequence[dict], max_new_tokens: int | None = None
 ) -> int:
@@ -223,13 +228,18 @@ def check_room(
     if not problems:
         raise ValueError("there are no problems to evaluate; expected at least one")
     context = model.cfg["context_length"]
-    longest = max(len(tokenizer.encode(render_prompt(problem["problem"]))) for problem in problems)
+    longest = longest_prompt(tokenizer, problems)
     if context <= longest or max_new_tokens is not None and max_new_tokens > context - longest:
         raise ValueError(
             f"{max_new_tokens or 'more'} new tokens do not fit: the longest prompt has {longest} of the "
             f"{context} tokens that the model can hold"
         )
     return max_new_tokens or min(2048, context - longest)
+
+
+def longest_prompt(tokenizer: Qwen3Tokenizer, problems: Sequence[dict]) -> int:
+    """Tokens of the longest prompt."""
+    return max(len(tokenizer.encode(render_prompt(problem["problem"]))) for problem in problems)
 
 
 def problem_keys(problems: Sequence[dict]) -> list[str]:
@@ -239,7 +249,7 @@ def problem_keys(problems: Sequence[dict]) -> list[str]:
 
 
 def _settings(model, tokenizer, problems, max_new_tokens, temperature, top_p, num_samples, seed) -> dict:
-    """What decides the answers; the batch size and the number of problems do not."""
+    """What decides the answers; the number of problems does not, nor, for greedy ones, the batch size."""
     content = json.dumps([[p["problem"], p["answer"]] for p in problems], ensure_ascii=False)
     sampling = {"top_p": top_p, "samples": num_samples, "seed": seed} if temperature > 0 else {}
     return {

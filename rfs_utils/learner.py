@@ -42,18 +42,22 @@ def make_plan(config: TrainConfig, model: Qwen3Model, device: torch.device) -> M
         plan = replace(plan, optimizer="adamw")
     elif config.optimizer == "adamw":
         plan = replace(plan, dtype=torch.float32)  # on bfloat16 weights it would lose most of its small steps
-    return replace(
+    plan = replace(
         plan,
         dtype=plan.dtype if config.dtype == "auto" else DTYPES[config.dtype],
         optimizer=plan.optimizer if config.optimizer == "auto" else config.optimizer,
         max_tokens=config.micro_batch or plan.max_tokens,
     )
+    if plan.dtype == torch.bfloat16 and plan.optimizer == "adamw" and not config.shard:
+        plan = replace(plan, optimizer="kahan")
+    return plan
 
 
 def training_problems(config: TrainConfig) -> list[dict]:
-    """The problems that `config.data` names; of the generated ones as many as the run needs, 2,000 at least."""
+    """The problems that `config.data` names; of the generated ones as many as the run needs, from 2,000 to 16,000."""
     if config.data == "tiny":
-        return generate_tiny_problems(max(2000, config.steps * config.prompts_per_step), "train", seed=config.seed)
+        count = min(16_000, max(2000, config.steps * config.prompts_per_step))  # there are not many more at level 1
+        return generate_tiny_problems(count, "train", seed=config.seed)
     return problem_set(config.data)
 
 
@@ -204,6 +208,8 @@ class Learner:
         """
         config, method, rollouts = self.config, self.method, batch.rollouts
         counted = ~batch.truncated.flatten() if method.mask_truncated else torch.ones_like(advantages, dtype=torch.bool)
+        if method.dynamic_sampling:  # where no group with a signal was found, length alone should teach nothing
+            counted &= batch.has_signal.to(counted.device).repeat_interleave(config.num_rollouts)
         rows = (counted if method.kl_coef else counted & (advantages != 0)).nonzero().squeeze(1)
         mask = rollouts.mask * counted[:, None]
         total = max(1.0, sum(parallel.gather(loss_total(mask, advantages, method, config.max_new_tokens))))

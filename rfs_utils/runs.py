@@ -92,7 +92,7 @@ def cut_log(path: Path, last_step: int) -> None:
     if not path.exists():
         return
     text = path.read_text(encoding="utf-8", errors="replace")
-    lines = text[: text.rfind("\n") + 1].splitlines(keepends=True)
+    lines = [line + "\n" for line in text.split("\n")[:-1]]  # splitlines() would split at more than line ends
     try:
         if path.suffix == ".csv":
             column = next(csv.reader(lines), ["step"]).index("step")

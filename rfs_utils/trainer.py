@@ -15,8 +15,8 @@ from tqdm import tqdm
 from . import parallel
 from .ch06 import append_csv_metrics
 from .config import TrainConfig, format_config, read_config
-from .data import HARDER_LEVELS, PROBLEM_SETS, generate_tiny_problems, problem_set
-from .evaluate import Evaluation, evaluate_model
+from .data import HARDER_LEVELS, generate_tiny_problems, problem_set
+from .evaluate import Evaluation, check_room, evaluate_model, level_name, longest_prompt
 from .lean import cache_bytes_per_token
 from .learner import Learner, training_problems
 from .models import get_device, load_model_and_tokenizer, save_model
@@ -64,7 +64,8 @@ def evaluate_before(learner: Learner, held_out: "HeldOut", folder: Path) -> None
 def resume(folder: str | Path, report: Callable[[str], None] = print, changes: dict | None = None) -> dict:
     """Go on with a run that stopped, from its last checkpoint, as if it never had.
 
-    `changes` are settings that may differ from the run's own. ValueError when there is nothing to resume.
+    `changes` are settings that differ from the run's own from now on. More steps may need more generated problems,
+    which then come in another order. ValueError when there is nothing to resume.
     """
     folder = Path(folder)
     if not (folder / "config.toml").is_file():
@@ -76,6 +77,8 @@ def resume(folder: str | Path, report: Callable[[str], None] = print, changes: d
         evaluate_before(learner, held_out, folder)
     run = Run(learner, held_out, folder, report)
     steps = checkpoint_steps(folder)
+    if not steps and (folder / "result.json").is_file():
+        raise ValueError(f"the run in {folder} is finished, and none of its checkpoints is there to go on from")
     state = {"step": 0, "cursor": 0}
     if steps:
         try:
@@ -86,6 +89,7 @@ def resume(folder: str | Path, report: Callable[[str], None] = print, changes: d
             raise ValueError(f"{error}{older}") from None
     if state["step"] >= config.steps and (folder / "result.json").is_file():
         raise ValueError(f"the run in {folder} has done {state['step']} steps; raise --steps to go on")
+    parallel.on_main(write_text, folder / "config.toml", format_config(config))  # what it goes on with the next time
     run.restore(state)
     return run.go()
 
@@ -94,8 +98,12 @@ def prepare(config: TrainConfig) -> tuple[Learner, "HeldOut"]:
     """The learner and the held-out problems that a config asks for."""
     device = torch.device("cpu") if config.model.startswith("tiny") else get_device()
     model, tokenizer = load_model_and_tokenizer(config.model, device)
+    held_out = HeldOut(config)
     torch.manual_seed(config.seed)
-    return Learner(config, model, tokenizer, training_problems(config), device), HeldOut(config)
+    learner = Learner(config, model, tokenizer, training_problems(config), device)
+    for problems in (learner.problems.problems, held_out.problems):
+        check_room(model, tokenizer, problems, config.max_new_tokens)
+    return learner, held_out
 
 
 class HeldOut:
@@ -104,7 +112,7 @@ class HeldOut:
     def __init__(self, config: TrainConfig):
         self.config = config
         data = config.eval_data
-        if data == "auto" and config.data not in ("tiny", *PROBLEM_SETS):
+        if data == "auto" and config.data not in ("tiny", "math-train"):
             raise ValueError(f"training on {config.data} needs held-out problems: give a file of them with --eval-data")
         if data == "auto":
             data = "tiny" if config.data == "tiny" else "math500"
@@ -115,15 +123,18 @@ class HeldOut:
             self.problems, self.harder = problem_set(data, "test")[: config.eval_problems], []
 
     def evaluate(self, learner: Learner, problems: list[dict], room: int = 1, progress: bool = False) -> Evaluation:
-        """Greedy answers of at most `room * max_new_tokens`."""
+        """Greedy answers of at most `room * max_new_tokens`, or as many as fit."""
         own = problems[parallel.own_part(len(problems))]
-        tokens = 256 + room * self.config.max_new_tokens  # of a row, with a prompt of the usual length
+        limit = room * self.config.max_new_tokens
+        if room > 1:
+            limit = min(limit, learner.model.cfg["context_length"] - longest_prompt(learner.tokenizer, problems))
+        tokens = 256 + limit  # of a row, with a prompt of the usual length
         records = []
         with gathered(learner.model):
             rows = learner.plan.cache_bytes // (cache_bytes_per_token(learner.model) * tokens)
             if own:
                 records = evaluate_model(
-                    learner.model, learner.tokenizer, own, learner.device, room * self.config.max_new_tokens,
+                    learner.model, learner.tokenizer, own, learner.device, limit,
                     batch_size=max(1, min(128, rows)), progress=progress and parallel.rank() == 0,
                 ).records  # fmt: skip
         return Evaluation([record for part in parallel.gather(records) for record in part])
@@ -143,7 +154,7 @@ class HeldOut:
 
     def example_indices(self) -> list[int]:
         """Three different problems to show, if there are as many: of levels 1, 3 and 5 where the set has them."""
-        levels = [problem.get("level") for problem in self.problems]
+        levels = [level_name(problem.get("level")) for problem in self.problems]
         wanted = [levels.index(level) for level in ("Level 1", "Level 3", "Level 5") if level in levels]
         return list(dict.fromkeys([*wanted, *range(len(levels))]))[:3]
 
@@ -198,7 +209,8 @@ class Run:
             with stop_on_signals() as request:
                 for _ in bar:
                     started = time.perf_counter()
-                    metrics = learner.step()
+                    with self.memory():
+                        metrics = learner.step()
                     self.seconds += time.perf_counter() - started
                     # Before anything is saved, so that a checkpoint knows of its step.
                     warning = self.watch.check(metrics)
@@ -235,9 +247,21 @@ class Run:
                 f"make room and go on with: rfs train --resume {self.folder}"
             ) from None
 
+    @contextmanager
+    def memory(self):
+        """End the run with one sentence when the device's memory is too small."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            left = f"; the checkpoint of step {self.saved} is whole" if self.saved else ""
+            raise RunFailed(
+                f"the memory of {self.learner.device} is too small for step {self.learner.done}: --memory low, fewer "
+                f"rollouts, shorter answers or a smaller --micro-batch need less{left}"
+            ) from None
+
     def check_skipped(self) -> None:
         """Stop when gradients keep being infinite or not a number."""
-        if self.skipped == MAX_SKIPPED:
+        if self.skipped >= MAX_SKIPPED:
             self.checkpoint()
             raise RunFailed(
                 f"the gradient was not finite in {MAX_SKIPPED} steps in a row, up to step {self.learner.done}; their "

@@ -27,7 +27,7 @@ class Watch:
         self.best_reward = max(self.best_reward, metrics["reward_avg"])
         found = self._find() if len(self.recent) == self.recent.maxlen else {}
         new = [name for name in found if name not in self.warned]
-        self.warned = set(found)
+        self.warned = (self.warned & found.keys()) | set(new[:1])  # another one is told at the next step
         return found[new[0]] if new else None
 
     def state(self) -> dict:
@@ -48,6 +48,11 @@ class Watch:
                 f"the entropy has been above 90 % of its maximum, {self.max_entropy:.2f}, for {steps} steps: the "
                 "policy is close to random; the learning rate or the KL coefficient is probably too high"
             )
+        if all(m["truncated"] > 0.9 for m in self.recent):
+            found["too long"] = (
+                f"more than 90 % of the answers have been cut off for {steps} steps: max_new_tokens is too small, "
+                "or the policy has forgotten how to end"
+            )
         if self.best_reward > 0 and all(m["reward_avg"] <= 0 for m in self.recent):
             found["no reward"] = (
                 f"the reward has been 0 for {steps} steps, after {self.best_reward:.2f} at its best: the policy has "
@@ -57,11 +62,6 @@ class Watch:
             alike = "all rollouts are alike; easier problems, a higher temperature or larger groups help"
             reason = SOLVED if self.recent[-1]["accuracy"] > 0.5 else alike
             found["no signal"] = f"no group has had a signal for {steps} steps: {reason}"
-        if all(m["truncated"] > 0.9 for m in self.recent):
-            found["too long"] = (
-                f"more than 90 % of the answers have been cut off for {steps} steps: max_new_tokens is too small, "
-                "or the policy has forgotten how to end"
-            )
         return found
 
 

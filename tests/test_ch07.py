@@ -203,6 +203,21 @@ def test_a_group_of_equal_rewards_has_no_signal(name, value):
     assert (gradient(logps, None, None, found[0, :4], MASK, METHODS[name]) == 0).all()
 
 
+@pytest.mark.parametrize("name", ["gdpo", "reinforce_pp"])
+@pytest.mark.parametrize("value", [0.3, 0.7, 1.2])
+@pytest.mark.parametrize("size", [6, 7, 8])
+def test_equal_rewards_get_no_signal_from_rounding(name, value, size):
+    assert (compute_advantages(torch.full((8, size, 2), value), METHODS[name], torch.ones(2)) == 0).all()
+
+
+def test_a_kl_term_holds_all_rollouts_even_those_that_raft_rejects():
+    logps, reference = random_logps(0), random_logps(1)
+    method = METHODS["raft"].changed(kl_coef=1.0)
+    none = torch.zeros(len(logps))
+    loss = policy_loss(logps, None, reference, none, MASK, method)
+    torch.testing.assert_close(loss, (ch07.kl_estimate(logps, reference, method.kl) * MASK).sum() / MASK.sum())
+
+
 def test_weights_of_several_rewards():
     parts = torch.stack([REWARDS, REWARDS.flip(1)], dim=2)
     weights = torch.tensor([2.0, 0.0])

@@ -13,7 +13,8 @@ from rfs_utils.rewards import compute_rewards, parse_rewards
 
 def test_a_config_survives_its_file(tmp_path):
     config = TrainConfig(
-        method="dapo", lr=1e-5, clip_high=0.3, stop_on_collapse=True, rewards='accuracy,my"mod:f=2', out="a b/ä"
+        method="dapo", lr=1e-5, clip_high=0.3, stop_on_collapse=True, rewards='accuracy,my"mod:f=2',
+        out="a b/ä\N{ROBOT FACE}",
     )
     path = tmp_path / "config.toml"
     path.write_text(format_config(config), encoding="utf-8")
@@ -24,7 +25,8 @@ def test_a_config_survives_its_file(tmp_path):
     ("text", "message"),
     [
         ("step = 3", "unknown setting 'step'; the nearest known one is 'steps'"),
-        ("learning_rate = 3", "unknown setting 'learning_rate'; the nearest known one is"),
+        ("learning_rate = 3", "unknown setting 'learning_rate'; the nearest known one is 'lr'"),
+        ("xyzzy = 3", "unknown setting 'xyzzy'; `rfs train --help` lists"),
         ("num_rolouts = 3", "'num_rolouts'; the nearest known one is 'num_rollouts'"),
         ("steps = 'many'", "steps must be of type int, got 'many'"),
         ("steps = 2.5", "steps must be of type int"),
@@ -115,6 +117,7 @@ def test_a_reward_that_returns_nonsense_is_named(returned, message):
         ("", "unknown reward ''"),
         ("accuracy,", "unknown reward ''"),
         ("accuracy=inf", "must be finite"),
+        ("accuracy,format,accuracy=0.5", "reward 'accuracy' is named twice"),
         ("json:nothing", "module 'json' has no function 'nothing'"),
     ],
 )

@@ -19,11 +19,12 @@ from safetensors.torch import load_file
 
 from rfs_utils import trainer
 from rfs_utils.cli import main
-from rfs_utils.config import TrainConfig
+from rfs_utils.config import TrainConfig, read_config
 from rfs_utils.data import generate_tiny_problems
+from rfs_utils.evaluate import Evaluation
 from rfs_utils.learner import Learner, Problems
 from rfs_utils.models import save_model
-from rfs_utils.runs import checkpoint_steps
+from rfs_utils.runs import append_lines, checkpoint_steps, cut_log
 from rfs_utils.watch import Watch
 
 FAST = ["--steps", "2", "--prompts-per-step", "2", "--num-rollouts", "4", "--max-new-tokens", "24", "--eval-every", "1"]
@@ -171,6 +172,8 @@ def test_dynamic_sampling_replaces_groups_without_signal(tokenizer):
     learner.rewards = {"accuracy": (lambda texts, examples, **info: [0.0] * len(texts), 1.0)}
     metrics = learner.step()
     assert metrics["zero_signal_groups"] == 1, "the search for signals has an end"
+    penalties = torch.tensor([0.0, -0.2, -0.8] * 3)
+    assert learner.update(learner.experience, penalties)["grad_norm"] == 0, "length alone teaches nothing"
 
 
 def test_remax_compares_with_the_greedy_answer(tokenizer):
@@ -394,19 +397,60 @@ def test_checkpoints_are_pruned_but_for_the_last_and_the_best(tmp_path, monkeypa
         (["done"], "has done 2 steps; raise --steps"),
         (["done", "--lr", "1"], "--lr cannot be given with --resume"),
         (["damaged"], "is damaged or belongs to another run|damaged or incomplete"),
+        (["bare"], "is finished, and none of its checkpoints is there"),
     ],
 )
 def test_resuming_what_cannot_be_resumed_is_one_sentence(arguments, message, tmp_path, monkeypatch, capsys):
     assert run(tmp_path, monkeypatch, "--out", "done") == 0
     shutil.copytree(tmp_path / "done", tmp_path / "damaged")
+    shutil.copytree(tmp_path / "done", tmp_path / "bare", ignore=shutil.ignore_patterns("checkpoints"))
     (tmp_path / "damaged" / "config.toml").write_text((tmp_path / "done" / "config.toml").read_text() + "\n")
     for path in (tmp_path / "damaged" / "checkpoints").rglob("optimizer.safetensors"):
         path.write_bytes(path.read_bytes()[:100])
-    extra = ["--steps", "3"] if arguments == ["damaged"] else []
+    extra = ["--steps", "3"] if arguments[0] in ("damaged", "bare") else []
+    log = (tmp_path / "bare" / "metrics.csv").read_bytes()
     capsys.readouterr()
     assert main(["train", "--resume", *arguments, *extra]) == 2
     err = capsys.readouterr().err.strip().splitlines()[-1]
     assert re.search(message, err) and "Traceback" not in err
+    assert (tmp_path / "bare" / "metrics.csv").read_bytes() == log, "nothing is lost"
+
+
+def test_a_resumed_run_keeps_its_new_settings(tmp_path, monkeypatch):
+    assert run(tmp_path, monkeypatch, "--out", "r") == 0
+    assert main(["train", "--resume", "r", "--steps", "3", "--eval-every", "0"]) == 0
+    config = read_config(tmp_path / "r" / "config.toml")
+    assert config["steps"] == 3 and config["eval_every"] == 0
+
+
+def test_other_line_ends_in_a_text_are_no_damage(tmp_path):
+    log = tmp_path / "samples.jsonl"
+    append_lines(log, [{"step": step, "problem": "a\u2028b\x85c"} for step in (1, 2)])
+    cut_log(log, 1)
+    assert [json.loads(line)["step"] for line in log.read_text(encoding="utf-8").split("\n")[:-1]] == [1]
+
+
+def test_weights_in_bfloat16_get_an_optimizer_made_for_them(tokenizer):
+    assert small_learner(tokenizer, dtype="bfloat16").plan.optimizer == "kahan"
+    assert small_learner(tokenizer).plan.optimizer == "adamw"
+
+
+def test_a_run_that_does_not_fit_the_memory_ends_with_advice(tmp_path, monkeypatch, capsys):
+    def too_large(learner):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(Learner, "step", too_large)
+    assert run(tmp_path, monkeypatch) == 1
+    assert "the memory of cpu is too small for step 0: --memory low, fewer" in capsys.readouterr().err
+
+
+def test_harder_problems_get_twice_the_room_or_as_much_as_there_is(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(trainer, "evaluate_model", lambda *args, **options: asked.append(args[4]) or Evaluation([]))
+    learner, held_out = trainer.prepare(TrainConfig(max_new_tokens=300))
+    held_out.evaluate(learner, held_out.harder, room=2)
+    held_out.evaluate(learner, held_out.problems)
+    assert 300 < asked[0] < 512 - 60 and asked[1] == 300
 
 
 def test_a_run_that_stopped_before_its_first_step_begins(tmp_path, monkeypatch):
@@ -444,6 +488,10 @@ def test_a_run_that_stopped_before_its_first_step_begins(tmp_path, monkeypatch):
         (["--lr", "-1"], "lr must be a positive number"),
         (["--top-p", "1.2"], "top_p must be greater than 0 and at most 1"),
         (["--max-new-tokens", "0"], "max_new_tokens must be at least 1"),
+        (["--max-new-tokens", "480"], "480 new tokens do not fit: the longest prompt has .* of the 512"),
+        (["--seed", "20261231235959"], "seed must be below 4294967296"),
+        (["--data", "math500"], "training on math500 needs held-out problems"),
+        (["--dtype", "bfloat16", "--optimizer", "adamw"], "adamw would lose most of its small steps"),
         (["--out", "taken"], "taken exists already and is not empty"),
         (["--out", "taken/file"], "taken/file exists already"),
         (["--out", "taken/file/deeper"], "cannot create the output folder"),

@@ -37,6 +37,11 @@ def test_each_collapse_is_told_once_with_its_likely_reason(changes, words):
     assert len(warnings((5, {}), (20, changes), (5, {}), (20, changes))) == 2, "again after a recovery"
 
 
+def test_two_collapses_at_once_are_both_told_the_cause_first():
+    first, second = warnings((20, {"truncated": 1.0, "zero_signal_groups": 1.0, "accuracy": 0.0}))
+    assert "max_new_tokens is too small" in first and "no group has had a signal" in second
+
+
 def test_a_few_bad_steps_are_no_collapse():
     assert warnings((10, {}), (4, {"reward_avg": 0.0}), (10, {})) == []
 
