@@ -193,11 +193,11 @@ def response_logprobs(
     first = rollouts.prompt_ids.shape[1] - 1  # the last prompt position predicts the first response token
     return token_logprobs(model.logits(hidden[:, first:-1]), rollouts.tokens, temperature, top_p)
 
-# %% ../ch06/ch06.ipynb #8b69720d
+# %% ../ch06/ch06.ipynb #055dccc0
 def policy_gradient_loss(logps: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mean over N rollouts of -advantage * summed log-prob; logps and mask (N, T), advantages (N,).
 
-    Defined in ch06, 6.9.
+    Defined in ch06, 6.10.
     """
     return -(advantages.detach() * (logps * mask).sum(dim=-1)).mean()
 
@@ -265,7 +265,7 @@ def save_checkpoint(model: Qwen3Model, checkpoint_dir: str | Path, step: int, su
     os.replace(temporary, ckpt_path)
     return ckpt_path
 
-# %% ../ch06/ch06.ipynb #6f2bde4e
+# %% ../ch06/ch06.ipynb #d5afbfc4
 def append_csv_metrics(
     csv_log_path: str | Path,
     step_idx: int,

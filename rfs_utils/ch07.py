@@ -263,7 +263,7 @@ def reward_baseline(
         return greedy_rewards[:, None]
     return 0.0
 
-# %% ../ch07/ch07.ipynb #f0904f37
+# %% ../ch07/ch07.ipynb #7d718caf
 def compute_advantages(
     rewards: torch.Tensor,
     method: Method,
@@ -296,7 +296,7 @@ def compute_advantages(
         advantages = advantages * (rewards != rewards[:1, :1]).any()
     return torch.where(advantages < 0, method.negative_weight * advantages, advantages)
 
-# %% ../ch07/ch07.ipynb #c739533e
+# %% ../ch07/ch07.ipynb #d04a362e
 def loss_total(
     mask: torch.Tensor, advantages: torch.Tensor, method: Method, max_new_tokens: int | None = None
 ) -> float:

@@ -22,3 +22,7 @@ def test_a_method_and_a_reward_of_ones_own(tmp_path):
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 1
     header = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0]
     assert "reward_mine:brief" in header
+    more = [*command, "train", "--resume", "run", "--steps", "2"]
+    done = subprocess.run(more, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 2
