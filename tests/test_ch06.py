@@ -287,7 +287,7 @@ def test_training_logs_evaluates_and_saves(model, tokenizer, tmp_path, alternati
     header, *rows = (tmp_path / "log.csv").read_text().splitlines()
     assert header == "step,total_steps,loss,reward_avg,avg_response_len,eval_accuracy,eval_tokens"
     assert [row.split(",")[0] for row in rows] == ["1", "2", "3", "4"]
-    assert [row.split(",")[-2:] for row in rows] == [["", ""], ["0.250000", "7.500000"]] * 2
+    assert [row.split(",")[-2:] for row in rows] == [["", ""], ["0.25", "7.5"]] * 2
     assert sorted(p.name for p in tmp_path.glob("*.safetensors")) == [
         "rlvr-grpo-step00002.safetensors",
         "rlvr-grpo-step00004.safetensors",
