@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['sample_tokens', 'Rollouts', 'sample_batch', 'sample_response', 'reward_rlvr', 'group_advantages', 'sequence_logprob',
            'token_logprobs', 'response_logprobs', 'policy_gradient_loss', 'compute_grpo_loss', 'update_weights',
-           'save_checkpoint', 'append_csv_metrics', 'held_out_metrics', 'log_step', 'train_rlvr_grpo']
+           'save_checkpoint', 'append_csv_metrics', 'format_cell', 'held_out_metrics', 'log_step', 'train_rlvr_grpo']
 
 # %% ../ch06/ch06.ipynb #66d4a282
 import os
@@ -265,7 +265,7 @@ def save_checkpoint(model: Qwen3Model, checkpoint_dir: str | Path, step: int, su
     os.replace(temporary, ckpt_path)
     return ckpt_path
 
-# %% ../ch06/ch06.ipynb #d5afbfc4
+# %% ../ch06/ch06.ipynb #0aba945a
 def append_csv_metrics(
     csv_log_path: str | Path,
     step_idx: int,
@@ -281,11 +281,18 @@ def append_csv_metrics(
     """
     row = {"step": step_idx, "total_steps": total_steps, "loss": loss, "reward_avg": reward_avg,
            "avg_response_len": avg_response_len, **more}  # fmt: skip
-    cells = ["" if v is None else f"{v:.6g}" if isinstance(v, float) else str(v) for v in row.values()]
+    cells = [format_cell(value) for value in row.values()]
     csv_log_path = Path(csv_log_path)
     header = "" if csv_log_path.exists() else ",".join(row) + "\n"
     with csv_log_path.open("a", encoding="utf-8") as f:
         f.write(header + ",".join(cells) + "\n")
+
+
+def format_cell(value: float | None) -> str:
+    """Six digits after the point, as in the printed book; small numbers, such as learning rates, keep their digits."""
+    if isinstance(value, float):
+        return f"{value:.6g}" if 0 < abs(value) < 1e-3 else f"{value:.6f}"
+    return "" if value is None else str(value)
 
 # %% ../ch06/ch06.ipynb #040cafb4
 def held_out_metrics(model: Qwen3Model, evaluate: Callable | None, due: bool) -> dict[str, float | None]:

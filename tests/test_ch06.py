@@ -287,7 +287,7 @@ def test_training_logs_evaluates_and_saves(model, tokenizer, tmp_path, alternati
     header, *rows = (tmp_path / "log.csv").read_text().splitlines()
     assert header == "step,total_steps,loss,reward_avg,avg_response_len,eval_accuracy,eval_tokens"
     assert [row.split(",")[0] for row in rows] == ["1", "2", "3", "4"]
-    assert [row.split(",")[-2:] for row in rows] == [["", ""], ["0.25", "7.5"]] * 2
+    assert [row.split(",")[-2:] for row in rows] == [["", ""], ["0.250000", "7.500000"]] * 2
     assert sorted(p.name for p in tmp_path.glob("*.safetensors")) == [
         "rlvr-grpo-step00002.safetensors",
         "rlvr-grpo-step00004.safetensors",
@@ -324,3 +324,5 @@ def test_the_csv_has_the_printed_books_columns(tmp_path):
         "step,total_steps,loss,reward_avg,avg_response_len\n"
         "1,2,-0.500000,0.250000,12.500000\n2,2,-0.500000,0.250000,12.500000\n"
     )
+    small = [1e-6, 6e-7, -2.4e-7, 0.0]
+    assert [float(ch06.format_cell(value)) for value in small] == small, "learning rates of large models are no zeros"
