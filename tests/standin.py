@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import sys
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -37,6 +38,14 @@ class Files:
     def gets(self, path: str) -> list[str | None]:
         """The Range headers of the GETs of a path."""
         return [ranged for method, asked, ranged in self.log if (method, asked) == ("GET", path)]
+
+
+class Quiet(ThreadingHTTPServer):
+    """Says nothing where a client has gone away: tests read what programs write to the same place."""
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -127,7 +136,7 @@ class StandIn:
     """`with StandIn() as files:` serves `files.content` at `files.url` until the block ends."""
 
     def __enter__(self) -> Files:
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = Quiet(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
         self.server.files = Files(url=f"http://127.0.0.1:{self.server.server_address[1]}")
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
