@@ -31,7 +31,10 @@ def bare_environment(tmp_path_factory):
     python = folder / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     install = [python, "-m", "pip", "install", "-q", TORCH, "jupyterlab", "pytest", "nbval"]
     subprocess.run(install, check=True, env=os.environ | PINNED)
-    wheel = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder / "wheel"), str(ROOT)]
+    # From a copy: a build leaves files beside what it builds, and another process may be building, too.
+    left_out = shutil.ignore_patterns(".git", ".venv", "build", "*.egg-info", "runs", "__pycache__")
+    source = shutil.copytree(ROOT, folder / "source", ignore=left_out)
+    wheel = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder / "wheel"), str(source)]
     subprocess.run(wheel, check=True)
     fonts = folder / "matplotlib"
     listed = [sys.executable, "-c", "import matplotlib.font_manager"]
