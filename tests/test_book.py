@@ -14,6 +14,9 @@ import pytest
 from browser import in_chromium, needs_chromium
 from notebooks import ROOT, all_notebooks
 
+from rfs_utils import diagrams
+from rfs_utils.plots import SCREEN_DPI
+
 sys.path.insert(0, str(ROOT / "docs"))
 import book
 
@@ -159,6 +162,13 @@ def test_every_figure_of_the_notebooks_is_there_with_its_alt_text(site, pages):
         assert [" ".join(alt.split()) for alt in shown] == [" ".join(alt.split()) for alt in texts], path
     images = [image for page in pages.values() for image in page.find("img")]
     assert len(images) > 10 and all(image.get("alt", "").strip() for image in images)
+
+
+def test_the_style_for_phones_knows_how_wide_diagrams_are(site):
+    width = f"{diagrams.WIDTH * SCREEN_DPI:.0f}px"
+    style = (site / "_static" / "book.css").read_text(encoding="utf-8")
+    assert style.count(f'img[style*="{width}"]') == 3
+    assert f'style="width: {width};"' in html(site, ROOT / "ch06" / "ch06.ipynb").read_text(encoding="utf-8")
 
 
 def test_formulas_are_markup_and_not_source(site, pages):
