@@ -25,11 +25,11 @@ notebooks: $(VENV)/installed
 
 # For authors: write rfs_utils/chNN.py from the notebooks; execute all notebooks and store their outputs.
 export: $(VENV)/installed
-	$(BIN)/python tests/notebooks.py export
+	$(BIN)/python tools/notebooks.py export
 
 run-notebooks: export
-	$(BIN)/python tests/notebooks.py run
-	$(BIN)/python tests/notebooks.py practice
+	$(BIN)/python tools/notebooks.py run
+	$(BIN)/python tools/notebooks.py practice
 
 lab: $(VENV)/installed
 	$(BIN)/jupyter lab ch06/ch06.ipynb

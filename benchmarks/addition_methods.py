@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from rfs_utils.addition_dpo import iterate_dpo
-from rfs_utils.addition_rl import RECIPES, RESULTS, train_recipe
-from rfs_utils.compare import run_missing
+from rfs_utils.exercises.addition_dpo import iterate_dpo
+from rfs_utils.exercises.addition_rl import RECIPES, RESULTS, train_recipe
+from rfs_utils.runs.compare import run_missing
 
 RUNS = {name: partial(train_recipe, recipe) for name, recipe in RECIPES.items()} | {"dpo": iterate_dpo}
 

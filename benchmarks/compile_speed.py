@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 def train(steps: int, compiled: bool) -> dict[str, float]:
     """Seconds of a short run."""
-    from rfs_utils.config import TrainConfig
-    from rfs_utils.learner import Learner, training_problems
+    from rfs_utils.engine.config import TrainConfig
+    from rfs_utils.engine.learner import Learner, training_problems
     from rfs_utils.models import load_model_and_tokenizer
 
     model, tokenizer = load_model_and_tokenizer("tiny-base", "cpu")

@@ -7,7 +7,7 @@ import argparse
 
 import torch
 
-from rfs_utils.experiments import EXPERIMENTS, run_experiment
+from rfs_utils.exercises.experiments import EXPERIMENTS, run_experiment
 
 
 def main() -> None:

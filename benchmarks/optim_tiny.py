@@ -17,12 +17,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from rfs_utils.config import TrainConfig  # noqa: E402
 from rfs_utils.data import generate_tiny_problems  # noqa: E402
+from rfs_utils.engine.config import TrainConfig
+from rfs_utils.engine.learner import Learner, training_problems
+from rfs_utils.engine.optim import OPTIMIZERS
 from rfs_utils.evaluate import evaluate_model  # noqa: E402
-from rfs_utils.learner import Learner, training_problems  # noqa: E402
 from rfs_utils.models import load_model_and_tokenizer  # noqa: E402
-from rfs_utils.optim import OPTIMIZERS  # noqa: E402
 
 
 def run(config: TrainConfig, held_out: list[dict]) -> dict:

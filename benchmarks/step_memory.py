@@ -75,8 +75,8 @@ def random_reward(*_) -> float:
 def run_ours(args, device: torch.device) -> dict:
     """The trainer's own step."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from rfs_utils import experience, learner
-    from rfs_utils.config import TrainConfig
+    from rfs_utils.engine import experience, learner
+    from rfs_utils.engine.config import TrainConfig
     from rfs_utils.qwen3 import QWEN3_CONFIG_06B, Qwen3Model
 
     config = TrainConfig(

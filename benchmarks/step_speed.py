@@ -46,8 +46,8 @@ def timed(step, count: int) -> list[float]:
 
 
 def make_ours(args):
-    from rfs_utils.config import TrainConfig
-    from rfs_utils.learner import Learner
+    from rfs_utils.engine.config import TrainConfig
+    from rfs_utils.engine.learner import Learner
     from rfs_utils.models import load_model_and_tokenizer
 
     model, _ = load_model_and_tokenizer("tiny-base", "cpu")

@@ -14,7 +14,7 @@ from sphinx.cmd.build import main as sphinx_build
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tools"))
 from notebooks import all_notebooks  # noqa: E402
 
 BADGE = re.compile(r"\[!\[Run in Colab\]\([^)]*\)\]\((?P<colab>[^)]*)\)\n· (?P<needs>.*)")

@@ -58,7 +58,7 @@ def flag(name: str) -> str:
 def add_settings(parser, without: Collection[str] = ()) -> None:
     """A flag for every setting of a run but some; those that are not given are not in the result."""
     from .ch07 import Method
-    from .config import TrainConfig, field_type
+    from .engine.config import TrainConfig, field_type
 
     of_method = {field.name for field in fields(Method)}
     for field in fields(TrainConfig):
@@ -78,16 +78,16 @@ def add_settings(parser, without: Collection[str] = ()) -> None:
 
 def given_settings(args) -> dict:
     """The settings of a run among parsed arguments."""
-    from .config import TrainConfig
+    from .engine.config import TrainConfig
 
     return {field.name: getattr(args, field.name) for field in fields(TrainConfig) if hasattr(args, field.name)}
 
 
 def run_train(args) -> None:
     """`rfs train`, anew or resumed."""
-    from . import parallel
-    from .config import TrainConfig, read_config
-    from .trainer import resume, train
+    from .engine import parallel
+    from .engine.config import TrainConfig, read_config
+    from .runs.run import resume, train
 
     settings = given_settings(args)
     parallel.start()
@@ -105,7 +105,7 @@ def run_train(args) -> None:
 
 
 def add_pretrain(parser) -> None:
-    from .pretrain import Recipe
+    from .exercises.pretrain import Recipe
 
     describe(
         parser,
@@ -125,7 +125,7 @@ def add_pretrain(parser) -> None:
 
 def run_pretrain(args) -> None:
     """`rfs pretrain`; SIGTERM is Ctrl-C, which keeps the model as it is."""
-    from .pretrain import pretrain_all
+    from .exercises.pretrain import pretrain_all
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -232,8 +232,8 @@ def group_runs(folders: list[str], columns: list[str]) -> dict[str, list[dict]]:
 
     ValueError when a folder is none of a run, or its metrics lack one of the columns.
     """
-    from .config import read_config
-    from .runs import read_run
+    from .engine.config import read_config
+    from .runs.folder import read_run
 
     settings = {}
     for folder in map(Path, folders):
@@ -267,7 +267,7 @@ def add_samples(parser) -> None:
 
 def run_samples(args) -> None:
     """`rfs samples`: to the screen, or as a page."""
-    from .page import format_samples_text, read_samples, write_page
+    from .runs.page import format_samples_text, read_samples, write_page
 
     folder = Path(args.run_folder)
     if args.limit < 1:
@@ -314,8 +314,8 @@ def add_compare(parser) -> None:
 def run_compare(args) -> None:
     """`rfs compare`: runs, then the table."""
     from .ch07 import METHODS
-    from .compare import compare, summarise
-    from .config import TrainConfig
+    from .engine.config import TrainConfig
+    from .runs.compare import compare, summarise
 
     if args.seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {args.seeds}")
@@ -327,7 +327,7 @@ def run_compare(args) -> None:
 
 def add_download(parser) -> None:
     from .data import PROBLEM_SETS
-    from .download import GRPO_FOLDERS
+    from .hub.download import GRPO_FOLDERS
     from .models import HUB_MODELS
 
     checkpoints = [f"grpo-{kind}" for kind in GRPO_FOLDERS]
@@ -351,7 +351,7 @@ def add_download(parser) -> None:
 def run_download(args) -> None:
     """`rfs download`: prints where the files are."""
     from .data import PROBLEM_SETS
-    from .download import download_qwen3_grpo_checkpoints
+    from .hub.download import download_qwen3_grpo_checkpoints
     from .models import ALIASES, HUB_MODELS, model_directory
 
     name = ALIASES.get(args.name, args.name)
@@ -427,7 +427,7 @@ def make_parser(words: list[str]) -> argparse.ArgumentParser:
     for name, (add_options, text) in COMMANDS.items():
         command = commands.add_parser(name, help=text)
         if name in words:
-            import_module(".trainer", __package__)  # and with it torch and nearly all that a command may need
+            import_module(".runs.run", __package__)  # and with it torch and nearly all that a command may need
             add_options(command)
     return parser
 
@@ -465,7 +465,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_command(args) -> int:
     """Do what the arguments say; the exit code of `main`."""
-    from .trainer import RunFailed, RunStopped
+    from .runs.run import RunFailed, RunStopped
 
     del args.command
     try:

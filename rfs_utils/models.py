@@ -11,10 +11,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from .card import export_card
-from .checkpoints import check_fit, load_weights, open_checkpoint, shares_head, to_hf_names, weights_file
-from .download import download_model, download_qwen3_grpo_checkpoints
+from .hub.download import download_model, download_qwen3_grpo_checkpoints
+from .hub.weights import (
+    check_fit,
+    load_weights,
+    open_checkpoint,
+    shares_head,
+    to_hf_names,
+    weights_file,
+)
 from .qwen3 import Qwen3Model, rope_tables
+from .runs.card import export_card
 from .tokenizer import CHAT_TEMPLATE, Qwen3Tokenizer
 
 __all__ = [

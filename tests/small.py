@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from rfs_utils.exercises.pretrain import train_tokenizer
 from rfs_utils.models import save_model
-from rfs_utils.pretrain import train_tokenizer
 from rfs_utils.qwen3 import QWEN3_CONFIG_TINY, Qwen3Model
 from rfs_utils.tokenizer import Qwen3Tokenizer
 

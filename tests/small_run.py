@@ -2,9 +2,9 @@
 
 import sys
 
-from rfs_utils import trainer
 from rfs_utils.cli import main
 from rfs_utils.data import generate_tiny_problems
+from rfs_utils.runs import run as trainer
 
 trainer.generate_tiny_problems = lambda n, *args, **options: generate_tiny_problems(min(n, 10), *args, **options)
 

@@ -8,8 +8,15 @@ from functools import partial
 import pytest
 import torch
 
-from rfs_utils import addition, addition_checks, addition_dpo, addition_rl
-from rfs_utils.addition import (
+from rfs_utils.ch06 import group_advantages, policy_gradient_loss, response_logprobs, sample_batch
+from rfs_utils.ch07 import METHODS, policy_loss
+from rfs_utils.exercises import (
+    addition,
+    addition_checks,
+    addition_dpo,
+    addition_rl,
+)
+from rfs_utils.exercises.addition import (
     EOS,
     MAX_NEW_TOKENS,
     CharacterLevelTokenizer,
@@ -25,7 +32,7 @@ from rfs_utils.addition import (
     read_answer,
     reward_format,
 )
-from rfs_utils.addition_dpo import (
+from rfs_utils.exercises.addition_dpo import (
     choose_pairs,
     compute_loss_dpo,
     compute_loss_ipo,
@@ -34,12 +41,10 @@ from rfs_utils.addition_dpo import (
     sequence_logps,
     train_dpo,
 )
-from rfs_utils.addition_rl import RECIPES, policy_step, train_recipe
-from rfs_utils.ch06 import group_advantages, policy_gradient_loss, response_logprobs, sample_batch
-from rfs_utils.ch07 import METHODS, policy_loss
-from rfs_utils.compare import read_comparison, run_missing
+from rfs_utils.exercises.addition_rl import RECIPES, policy_step, train_recipe
+from rfs_utils.exercises.pretrain import next_token_loss
 from rfs_utils.models import load_model
-from rfs_utils.pretrain import next_token_loss
+from rfs_utils.runs.compare import read_comparison, run_missing
 
 
 @pytest.fixture

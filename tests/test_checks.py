@@ -6,8 +6,14 @@ import inspect
 import pytest
 import torch
 
-from rfs_utils import checks
-from rfs_utils.checks import Case, check_function, find_problem, same, show
+from rfs_utils.exercises import checks
+from rfs_utils.exercises.checks import (
+    Case,
+    check_function,
+    find_problem,
+    same,
+    show,
+)
 from rfs_utils.grading import extract_final_candidate, grade_answer
 
 CHECKS = {name.removeprefix("check_"): f for name, f in vars(checks).items() if name.startswith("check_")}

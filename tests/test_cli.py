@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 from small import make_tokenizer, tokenizer_file
 
-from rfs_utils import ch07, pretrain
+from rfs_utils import ch07
 from rfs_utils.cli import COMMANDS, main, make_parser
+from rfs_utils.exercises import pretrain
 from rfs_utils.models import WEIGHTS_DIR, load_model_and_tokenizer
-from rfs_utils.page import read_samples
 from rfs_utils.plots import read_metrics
-from rfs_utils.runs import cut_log, read_json
+from rfs_utils.runs.folder import cut_log, read_json
+from rfs_utils.runs.page import read_samples
 
 
 def error_of(capsys, *command):

@@ -7,8 +7,13 @@ import pytest
 
 from rfs_utils.ch07 import METHODS
 from rfs_utils.cli import add_settings, given_settings, group_runs
-from rfs_utils.config import TrainConfig, field_type, format_config, read_config
-from rfs_utils.rewards import compute_rewards, parse_rewards
+from rfs_utils.engine.config import (
+    TrainConfig,
+    field_type,
+    format_config,
+    read_config,
+)
+from rfs_utils.engine.rewards import compute_rewards, parse_rewards
 
 
 def test_a_config_survives_its_file(tmp_path):

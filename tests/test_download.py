@@ -19,10 +19,11 @@ import torch
 from small import ids_of, make_directory, make_model
 from standin import StandIn, sha256
 
-from rfs_utils import data, download, models
+from rfs_utils import data, models
 from rfs_utils.cli import main
 from rfs_utils.data import load_math500_test, load_math_train, load_problems
-from rfs_utils.download import download_bytes, download_model, download_qwen3_grpo_checkpoints
+from rfs_utils.hub import download
+from rfs_utils.hub.download import download_bytes, download_model, download_qwen3_grpo_checkpoints
 from rfs_utils.models import load_model_and_tokenizer
 
 REPO = "Qwen/Qwen3-0.6B-Base"
@@ -416,7 +417,7 @@ def test_sharded_model_lacks_no_shard(hub):
 def test_environment_variables_are_honoured(hub, tmp_path):
     """HF_ENDPOINT, HF_HUB_CACHE and HF_HUB_OFFLINE, as a process finds them at its start."""
     code = (
-        "from rfs_utils.download import download_model; import huggingface_hub as h\n"
+        "from rfs_utils.hub.download import download_model; import huggingface_hub as h\n"
         f"print(download_model({REPO!r})); h.constants.HF_HUB_OFFLINE = True; print(download_model({REPO!r}))"
     )
     environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "env"), "HF_HUB_OFFLINE": "0"}

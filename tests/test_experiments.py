@@ -2,9 +2,16 @@
 
 import pytest
 
-from rfs_utils import experiments
-from rfs_utils.config import TrainConfig
-from rfs_utils.experiments import COLUMNS, EXPERIMENTS, Experiment, at_step, format_results, read_experiment
+from rfs_utils.engine.config import TrainConfig
+from rfs_utils.exercises import experiments
+from rfs_utils.exercises.experiments import (
+    COLUMNS,
+    EXPERIMENTS,
+    Experiment,
+    at_step,
+    format_results,
+    read_experiment,
+)
 
 SEEDS = {name: 3 if name.startswith("ex06") else 2 for name in EXPERIMENTS}
 SEEDS |= {name: 5 for name in EXPERIMENTS if "partial" in name or name.startswith("ch07")}

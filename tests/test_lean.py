@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rfs_utils import experience, lean
 from rfs_utils.ch06 import (
     Rollouts,
     group_advantages,
@@ -16,8 +15,10 @@ from rfs_utils.ch06 import (
     sample_batch,
     token_logprobs,
 )
-from rfs_utils.config import TrainConfig
-from rfs_utils.learner import Learner, make_plan
+from rfs_utils.engine import experience, memory, microbatches
+from rfs_utils.engine import rollouts as batches
+from rfs_utils.engine.config import TrainConfig
+from rfs_utils.engine.learner import Learner, make_plan
 from rfs_utils.qwen3 import KVCache, Qwen3Model, _LeanRMSNorm
 from rfs_utils.sampling import top_p_filter
 
@@ -107,7 +108,7 @@ def test_chunked_logprobs_and_their_gradients_are_the_plain_ones(tied, temperatu
         return logps, h.grad, model.head_weight().grad
 
     plain = run(lambda h: token_logprobs(model.logits(h), tokens, temperature, top_p))
-    lean_ = run(lambda h: lean.chunked_logprobs(model, h, tokens, temperature, top_p, chunk))
+    lean_ = run(lambda h: microbatches.chunked_logprobs(model, h, tokens, temperature, top_p, chunk))
     for a, b in zip(lean_, plain, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-6)
 
@@ -118,7 +119,7 @@ def test_chunked_logprobs_pass_the_numerical_gradient_check():
     tokens = torch.randint(7, (5,))
 
     def f(h, w):
-        return lean._ChunkedLogprobs.apply(h, w, tokens, 0.8, None, 2)
+        return microbatches._ChunkedLogprobs.apply(h, w, tokens, 0.8, None, 2)
 
     # The values are float32 by design, so the steps are large and the tolerance is loose.
     assert torch.autograd.gradcheck(f, (hidden, weight), eps=1e-2, atol=2e-3, check_batched_grad=False)
@@ -126,9 +127,9 @@ def test_chunked_logprobs_pass_the_numerical_gradient_check():
 
 def test_logprobs_of_bfloat16_weights_are_float32_and_equal_the_plain_ones():
     model = small_model()
-    lean.cast_weights(model, torch.bfloat16)
+    memory.cast_weights(model, torch.bfloat16)
     hidden, tokens = torch.randn(10, 16).bfloat16(), torch.randint(61, (10,))
-    found = lean.chunked_logprobs(model, hidden, tokens, chunk=3)
+    found = microbatches.chunked_logprobs(model, hidden, tokens, chunk=3)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, token_logprobs(model.logits(hidden), tokens), rtol=1e-5, atol=1e-5)
 
@@ -136,9 +137,9 @@ def test_logprobs_of_bfloat16_weights_are_float32_and_equal_the_plain_ones():
 def test_no_tensor_of_all_logits_is_made(monkeypatch):
     seen = []
     linear = F.linear
-    monkeypatch.setattr(lean.F, "linear", lambda x, w: seen.append(len(x)) or linear(x, w))
+    monkeypatch.setattr(microbatches.F, "linear", lambda x, w: seen.append(len(x)) or linear(x, w))
     hidden = torch.randn(10, 16, requires_grad=True)
-    lean.chunked_logprobs(small_model(), hidden, torch.zeros(10, dtype=torch.long), chunk=4).sum().backward()
+    microbatches.chunked_logprobs(small_model(), hidden, torch.zeros(10, dtype=torch.long), chunk=4).sum().backward()
     assert seen == [4, 4, 2] * 2  # once forward, once again backward
 
 
@@ -146,7 +147,7 @@ def test_no_tensor_of_all_logits_is_made(monkeypatch):
 @pytest.mark.parametrize("pads", [(0,) * 6, (0, 0, 0, 3, 3, 3), (2, 2, 2, 3, 3, 3)])
 def test_rollout_logprobs_are_those_of_chapter_6(max_tokens, pads):
     model, rollouts = small_model(), some_rollouts(pads=pads)
-    found = lean.rollout_logprobs(model, rollouts, 0.8, 0.9, max_tokens)
+    found = microbatches.rollout_logprobs(model, rollouts, 0.8, 0.9, max_tokens)
     with torch.no_grad():
         expected = response_logprobs(model, rollouts, 0.8, 0.9) * rollouts.mask
     assert not found.requires_grad
@@ -163,7 +164,7 @@ def test_micro_batches_give_the_gradient_of_the_plain_step(max_tokens, pads, tie
     model, rollouts = small_model(tied=tied), some_rollouts(pads=pads)
     loss, expected, _ = plain_step(model, rollouts, ADVANTAGES, 0.8, 0.9)
     model.zero_grad()
-    found = lean.backpropagate(model, rollouts, policy_gradient_part(ADVANTAGES), 0.8, 0.9, max_tokens)
+    found = microbatches.backpropagate(model, rollouts, policy_gradient_part(ADVANTAGES), 0.8, 0.9, max_tokens)
     assert found == pytest.approx(loss, rel=1e-5)
     assert relative_difference(gradients(model), expected) < 1e-5
 
@@ -174,7 +175,7 @@ def test_rows_without_advantage_can_be_left_out():
     model.zero_grad()
     rows = ADVANTAGES.nonzero().squeeze(1)
     assert len(rows) == 5
-    found = lean.backpropagate(model, rollouts, policy_gradient_part(ADVANTAGES), max_tokens=9, rows=rows)
+    found = microbatches.backpropagate(model, rollouts, policy_gradient_part(ADVANTAGES), max_tokens=9, rows=rows)
     assert found == pytest.approx(loss, rel=1e-5)
     assert relative_difference(gradients(model), expected) < 1e-5
 
@@ -190,7 +191,7 @@ def test_a_token_mean_divides_by_the_tokens_of_the_step():
     def part_loss(logps, mask, rows):
         return -(ADVANTAGES[rows, None] * logps * mask).sum() / total
 
-    assert lean.backpropagate(model, rollouts, part_loss, max_tokens=10) == pytest.approx(loss.item(), rel=1e-5)
+    assert microbatches.backpropagate(model, rollouts, part_loss, max_tokens=10) == pytest.approx(loss.item(), rel=1e-5)
     assert relative_difference(gradients(model), expected) < 1e-5
 
 
@@ -202,7 +203,7 @@ def test_prompts_that_start_with_the_padding_token_are_told_apart():
     loss, expected, logps = plain_step(model, rollouts, torch.tensor([1.0, -1.0]), 1.0, None)
     model.zero_grad()
     part_loss = policy_gradient_part(torch.tensor([1.0, -1.0]))
-    assert lean.backpropagate(model, rollouts, part_loss) == pytest.approx(loss, rel=1e-5)
+    assert microbatches.backpropagate(model, rollouts, part_loss) == pytest.approx(loss, rel=1e-5)
     assert relative_difference(gradients(model), expected) < 1e-5
 
 
@@ -216,14 +217,14 @@ def test_each_prompt_is_read_once_and_short_responses_carry_no_padding(monkeypat
         return hidden_states(ids, cache, num_pad)
 
     monkeypatch.setattr(model, "hidden_states", watch)
-    lean.backpropagate(model, rollouts, policy_gradient_part(ADVANTAGES), max_tokens=8)
+    microbatches.backpropagate(model, rollouts, policy_gradient_part(ADVANTAGES), max_tokens=8)
     # One prompt at a time, without its padding, then its responses; the last token of a response predicts nothing.
     assert seen == [(1, 8), (1, 8), (1, 4), (1, 5), (1, 6), (1, 6), (1, 1)]
 
 
 def test_split_by_length_bounds_micro_batches_and_loses_no_row():
     lengths = torch.tensor([5, 9, 1, 7, 7, 2, 30])
-    parts = lean.split_by_length(lengths, 14)
+    parts = microbatches.split_by_length(lengths, 14)
     assert sorted(torch.cat(parts).tolist()) == list(range(7))
     assert [lengths[part].tolist() for part in parts] == [[30], [9], [7, 7], [5, 2], [1]]
 
@@ -231,10 +232,10 @@ def test_split_by_length_bounds_micro_batches_and_loses_no_row():
 def test_a_step_in_bfloat16_has_the_gradient_of_the_plain_step_but_for_rounding():
     model, rollouts = small_model(), some_rollouts()
     _, exact, _ = plain_step(model, rollouts, ADVANTAGES, 1.0, None)
-    lean.cast_weights(model, torch.bfloat16)
+    memory.cast_weights(model, torch.bfloat16)
     _, plain, _ = plain_step(model, rollouts, ADVANTAGES, 1.0, None)
     model.zero_grad()
-    lean.backpropagate(model, rollouts, policy_gradient_part(ADVANTAGES), max_tokens=10)
+    microbatches.backpropagate(model, rollouts, policy_gradient_part(ADVANTAGES), max_tokens=10)
     found = {name: grad.float() for name, grad in gradients(model).items()}
     plain = {name: grad.float() for name, grad in plain.items()}
     assert relative_difference(found, exact) < 1.5 * relative_difference(plain, exact) < 0.1
@@ -293,7 +294,7 @@ def test_a_long_response_is_checkpointed_and_the_flag_comes_back():
     model, rollouts = small_model(), some_rollouts()
     seen = []
     model.trf_blocks[0].register_forward_hook(lambda *_: seen.append(model.gradient_checkpointing))
-    lean.backpropagate(model, rollouts, policy_gradient_part(ADVANTAGES), max_tokens=8)
+    microbatches.backpropagate(model, rollouts, policy_gradient_part(ADVANTAGES), max_tokens=8)
     assert True in seen and model.gradient_checkpointing is False
 
 
@@ -361,11 +362,11 @@ class StubTokenizer:
 def test_sampling_in_parts_keeps_the_order_and_the_prompts():
     model, tokenizer = small_model(), StubTokenizer()
     prompts = ["12345", "123", "77"]
-    per_token = lean.cache_bytes_per_token(model)
+    per_token = batches.cache_bytes_per_token(model)
     assert per_token == 2 * 2 * 2 * 8 * 4
     whole = sample_batch(model, tokenizer, prompts, "cpu", 3, 4, 0.0, None)
     for rows_at_once in (1, 2, 3, 7, 9):
-        parts = lean.sample_rollouts(
+        parts = batches.sample_rollouts(
             model, tokenizer, prompts, "cpu", 3, 4, 0.0, None, cache_bytes=rows_at_once * per_token * 9
         )
         assert torch.equal(parts.prompt_ids, whole.prompt_ids) and torch.equal(parts.num_pad, whole.num_pad)
@@ -375,11 +376,12 @@ def test_sampling_in_parts_keeps_the_order_and_the_prompts():
 
 def test_sampling_never_holds_more_rows_than_the_budget(monkeypatch):
     model, rows = small_model(), []
-    monkeypatch.setattr(lean, "sample_batch", lambda *args: rows.append(len(args[2]) * args[4]) or sample_batch(*args))
-    budget = 4 * lean.cache_bytes_per_token(model) * (5 + 4)
-    lean.sample_rollouts(model, StubTokenizer(), ["12345"] * 3, "cpu", 2, 4, 1.0, None, cache_bytes=budget)
+    counted = lambda *args: rows.append(len(args[2]) * args[4]) or sample_batch(*args)  # noqa: E731
+    monkeypatch.setattr(batches, "sample_batch", counted)
+    budget = 4 * batches.cache_bytes_per_token(model) * (5 + 4)
+    batches.sample_rollouts(model, StubTokenizer(), ["12345"] * 3, "cpu", 2, 4, 1.0, None, cache_bytes=budget)
     assert rows == [4, 2]
-    lean.sample_rollouts(model, StubTokenizer(), ["12345"], "cpu", 6, 4, 1.0, None, cache_bytes=budget)
+    batches.sample_rollouts(model, StubTokenizer(), ["12345"], "cpu", 6, 4, 1.0, None, cache_bytes=budget)
     assert rows[2:] == [4, 2]
 
 
@@ -387,28 +389,28 @@ def test_sampling_never_holds_more_rows_than_the_budget(monkeypatch):
 
 
 def test_small_models_stay_in_float32_and_big_ones_follow_the_device(monkeypatch):
-    assert lean.plan_memory("auto", "cpu", 600_000).dtype == torch.float32
-    assert lean.plan_memory("auto", "cpu", 600_000).optimizer == "adamw"
+    assert memory.plan_memory("auto", "cpu", 600_000).dtype == torch.float32
+    assert memory.plan_memory("auto", "cpu", 600_000).optimizer == "adamw"
     for native, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(lean, "has_bfloat16", lambda device, native=native: native)
-        low = lean.plan_memory("low", "cpu", 596_000_000)
+        monkeypatch.setattr(memory, "has_bfloat16", lambda device, native=native: native)
+        low = memory.plan_memory("low", "cpu", 596_000_000)
         assert (low.dtype, low.optimizer, low.max_tokens) == (dtype, "8bit", 512)
-        assert lean.plan_memory("auto", "cpu", 596_000_000).optimizer == ("kahan" if native else "adamw")
+        assert memory.plan_memory("auto", "cpu", 596_000_000).optimizer == ("kahan" if native else "adamw")
     with pytest.raises(ValueError, match="unknown memory setting 'tiny'"):
-        lean.plan_memory("tiny", "cpu", 1)
+        memory.plan_memory("tiny", "cpu", 1)
 
 
 @pytest.mark.parametrize("capability, native", [((7, 5), False), ((7, 0), False), ((8, 0), True), ((9, 0), True)])
 def test_a_gpu_that_only_emulates_bfloat16_gets_float32(monkeypatch, capability, native):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)  # what torch says of a T4
-    assert lean.has_bfloat16("cuda") is native
-    assert lean.plan_memory("low", "cuda", 596_000_000).dtype == (torch.bfloat16 if native else torch.float32)
+    assert memory.has_bfloat16("cuda") is native
+    assert memory.plan_memory("low", "cuda", 596_000_000).dtype == (torch.bfloat16 if native else torch.float32)
 
 
 def test_casting_weights_spares_the_rotary_tables_and_updates_the_config():
     model = small_model()
-    lean.cast_weights(model, torch.bfloat16)
+    memory.cast_weights(model, torch.bfloat16)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert model.cos.dtype == torch.float32 and model.cfg["dtype"] == torch.bfloat16
 
@@ -418,7 +420,7 @@ def test_freed_tensors_go_back_to_the_system():
     """In a process of its own, because the setting lasts: what many freed tensors leave behind."""
     code = """
 import torch
-from rfs_utils.lean import return_freed_memory
+from rfs_utils.engine.memory import return_freed_memory
 
 def resident_mb():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1]) / 1024

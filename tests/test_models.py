@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from small import ids_of, make_directory, make_model, make_tokenizer
 
 from rfs_utils import models
-from rfs_utils.checkpoints import from_hf_names, to_hf_names
 from rfs_utils.cli import main
 from rfs_utils.data import render_prompt
 from rfs_utils.evaluate import evaluate_model
+from rfs_utils.hub.weights import from_hf_names, to_hf_names
 from rfs_utils.models import (
     export_model,
     load_model,

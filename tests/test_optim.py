@@ -5,7 +5,15 @@ import io
 import pytest
 import torch
 
-from rfs_utils.optim import BLOCK, LowMemoryAdamW, Noise, load_state, make_optimizer, round_stochastically, store_state
+from rfs_utils.engine.optim import (
+    BLOCK,
+    LowMemoryAdamW,
+    Noise,
+    load_state,
+    make_optimizer,
+    round_stochastically,
+    store_state,
+)
 
 
 def adam_pair(make, dtype, steps=3, n=8192, lr=1e-2, weight_decay=0.1):

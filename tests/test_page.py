@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from rfs_utils.cli import main
-from rfs_utils.page import curve, format_samples_text, write_page
+from rfs_utils.runs.page import curve, format_samples_text, write_page
 
 ATTACK = "</pre><script>alert(1)</script><img src=x onerror=alert(1)>"
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rfs_utils.config import TrainConfig
-from rfs_utils.runs import checkpoint_steps
+from rfs_utils.engine.config import TrainConfig
+from rfs_utils.runs.folder import checkpoint_steps
 
 SMALL_RUN = Path(__file__).with_name("small_run.py")
 RUN = ["train", "--num-rollouts", "4", "--max-new-tokens", "24", "--eval-every", "1", "--checkpoint-every", "2"]
@@ -37,11 +37,11 @@ def torchrun(processes: int, script: Path, *arguments) -> str:
 SAME_STEP = """
 import sys, torch, torch.distributed as dist
 from rfs_utils import parallel
-from rfs_utils.config import TrainConfig
+from rfs_utils.engine.config import TrainConfig
 from rfs_utils.data import generate_tiny_problems
-from rfs_utils.learner import Learner
+from rfs_utils.engine.learner import Learner
 from rfs_utils.models import load_model_and_tokenizer
-from rfs_utils.sharding import full, is_sharded
+from rfs_utils.engine.sharding import full, is_sharded
 from safetensors.torch import save_file
 parallel.start()
 model, tokenizer = load_model_and_tokenizer("tiny-base", "cpu")
@@ -111,9 +111,9 @@ PARTS = """
 import sys, torch
 from conftest import random_model
 from rfs_utils import parallel
-from rfs_utils.optim import make_optimizer
+from rfs_utils.engine.optim import make_optimizer
 from rfs_utils.qwen3 import QWEN3_CONFIG_TINY
-from rfs_utils.sharding import full, gathered, shard
+from rfs_utils.engine.sharding import full, gathered, shard
 parallel.start()
 model = random_model(tied=False)
 before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -151,7 +151,7 @@ import resource, signal, sys
 sys.path.insert(0, sys.argv.pop(1))
 import small_run
 from rfs_utils import parallel
-from rfs_utils.learner import Learner
+from rfs_utils.engine.learner import Learner
 step = Learner.step
 def limited(self):
     if self.done == 3 and parallel.rank() == 1:
@@ -194,8 +194,8 @@ def uneven(*args):
     short = dist.is_initialized() and dist.get_rank() == 0
     limit, uniform = (1, args[8][:, :1]) if short and args[8] is not None else (args[5], args[8])
     return real(*args[:5], limit, *args[6:8], uniform)
-from rfs_utils import lean
-lean.sample_batch = uneven
+from rfs_utils.engine import rollouts
+rollouts.sample_batch = uneven
 sys.exit(small_run.main())
 """
     (tmp_path / "job.py").write_text(script)

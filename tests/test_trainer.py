@@ -17,15 +17,15 @@ import torch
 from conftest import random_model
 from safetensors.torch import load_file
 
-from rfs_utils import trainer
 from rfs_utils.cli import main
-from rfs_utils.config import TrainConfig, read_config
 from rfs_utils.data import generate_tiny_problems
+from rfs_utils.engine.config import TrainConfig, read_config
+from rfs_utils.engine.learner import Learner, Problems
 from rfs_utils.evaluate import Evaluation
-from rfs_utils.learner import Learner, Problems
 from rfs_utils.models import save_model
-from rfs_utils.runs import append_lines, checkpoint_steps, cut_log
-from rfs_utils.watch import Watch
+from rfs_utils.runs import run as trainer
+from rfs_utils.runs.folder import append_lines, checkpoint_steps, cut_log
+from rfs_utils.runs.watch import Watch
 
 FAST = ["--steps", "2", "--prompts-per-step", "2", "--num-rollouts", "4", "--max-new-tokens", "24", "--eval-every", "1"]
 
@@ -195,16 +195,18 @@ def test_problems_come_in_another_order_each_time_and_the_cursor_is_all_there_is
 def test_a_gradient_that_is_not_finite_is_skipped_and_counted(tokenizer, monkeypatch):
     learner = small_learner(tokenizer)
     before = [p.clone() for p in learner.model.parameters()]
-    monkeypatch.setattr("rfs_utils.learner.policy_loss", lambda logps, *args, **options: (logps * float("nan")).sum())
+    bad = lambda logps, *args, **options: (logps * float("nan")).sum()  # noqa: E731
+    monkeypatch.setattr("rfs_utils.engine.learner.policy_loss", bad)
     give_rewards(learner, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0)
     assert learner.step()["skipped_updates"] == 1
     assert all(p.equal(q) for p, q in zip(learner.model.parameters(), before, strict=True))
 
 
 def test_a_run_ends_when_gradients_stay_bad(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("rfs_utils.learner.policy_loss", lambda logps, *args, **options: (logps * float("inf")).sum())
+    bad = lambda logps, *args, **options: (logps * float("inf")).sum()  # noqa: E731
+    monkeypatch.setattr("rfs_utils.engine.learner.policy_loss", bad)
     reward = itertools.cycle([1.0, 0.0])  # every group has a signal, whatever is sampled
-    monkeypatch.setattr("rfs_utils.rewards.reward_rlvr", lambda text, answer: next(reward))
+    monkeypatch.setattr("rfs_utils.engine.rewards.reward_rlvr", lambda text, answer: next(reward))
     assert run(tmp_path, monkeypatch, "--steps", "9", "--out", "bad") == 1
     err = capsys.readouterr().err
     assert "not finite in 5 steps in a row, up to step 5" in err and "lower the learning rate" in err
@@ -214,7 +216,7 @@ def test_a_run_ends_when_gradients_stay_bad(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("stop", [False, True])
 def test_a_collapse_is_reported_and_ends_the_run_only_when_asked(stop, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(trainer, "Watch", lambda size: Watch(size, patience=3))
-    monkeypatch.setattr("rfs_utils.rewards.reward_rlvr", lambda text, answer: 0.0)
+    monkeypatch.setattr("rfs_utils.engine.rewards.reward_rlvr", lambda text, answer: 0.0)
     arguments = ["--steps", "6", "--out", "r", *(["--stop-on-collapse"] if stop else [])]
     assert run(tmp_path, monkeypatch, *arguments) == 0
     assert "step 3: no group has had a signal for 3 steps: all rollouts are alike" in capsys.readouterr().out

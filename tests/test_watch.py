@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from rfs_utils.watch import Watch, collapsed
+from rfs_utils.runs.watch import Watch, collapsed
 
 HEALTHY = {"entropy": 0.5, "reward_avg": 0.4, "zero_signal_groups": 0.3, "accuracy": 0.4, "truncated": 0.0}
 

@@ -23,13 +23,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from . import parallel, sharding
-from .checkpoints import load_weights
-from .download import replace_file
-from .models import check_new, save_model, write_config_files
-from .plots import read_metrics
-from .qwen3 import Qwen3Model
-from .tokenizer import Qwen3Tokenizer
+from ..engine import parallel, sharding
+from ..hub.download import replace_file
+from ..hub.weights import load_weights
+from ..models import check_new, save_model, write_config_files
+from ..plots import read_metrics
+from ..qwen3 import Qwen3Model
+from ..tokenizer import Qwen3Tokenizer
 
 
 def make_run_folder(out: str | None, name: str) -> Path:

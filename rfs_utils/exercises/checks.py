@@ -167,7 +167,7 @@ def check_chance_of_signal(function: Callable) -> Callable:
 
 def check_solution_length(function: Callable) -> Callable:
     """Exercise 6.5."""
-    from .models import load_model_and_tokenizer
+    from ..models import load_model_and_tokenizer
 
     tokenizer = load_model_and_tokenizer("tiny-base", "cpu")[1]
     short = {"solution": "June:3-2=1\nJuly:1+2=3\n\\boxed{3}"}

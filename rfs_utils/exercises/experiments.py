@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .compare import mean_and_interval, short_run
+from ..runs.compare import mean_and_interval, short_run
 from .ex06 import SELDOM_BOXED, base_with_habits
 from .ex07 import EMPTY_THOUGHTS, habit_documents
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 COLUMNS = (
     "label", "seed", "step", "reward_avg", "accuracy", "avg_response_len", "zero_signal_groups", "truncated",
     "entropy", "clip_fraction", "kl", "eval_accuracy", "eval_tokens", "extra",
@@ -45,10 +45,11 @@ class Experiment:
         return self.settings | self.runs[label] | {"seed": seed, "model": str(model or self.base)}
 
 
-PARTIAL = "rfs_utils.ex06:partial_rewards"
+PARTIAL = "rfs_utils.exercises.ex06:partial_rewards"
 PARTIAL_RUNS = {"plain": {"rewards": f"accuracy,{PARTIAL}=0"}, "partial": {"rewards": f"{PARTIAL},accuracy=0"}}
-WORKED, CONDITIONAL = "rfs_utils.ex07:worked_thought_rewards", "rfs_utils.ex07:conditional_format_rewards"
-WORK = "rfs_utils.ex07:worked_rewards"
+WORKED = "rfs_utils.exercises.ex07:worked_thought_rewards"
+CONDITIONAL = "rfs_utils.exercises.ex07:conditional_format_rewards"
+WORK = "rfs_utils.exercises.ex07:worked_rewards"
 SHORT = {"steps": 25, "eval_every": 5}
 WEIGHTS = {f"weight {w}": {"negative_weight": w} for w in (0.0, 0.25, 0.5, 1.0)}
 EXPERIMENTS = {

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from .ch06 import reward_rlvr
-from .ch07 import reward_format
+from ..ch06 import reward_rlvr
+from ..ch07 import reward_format
 
 RewardFunction = Callable[..., list[float | None]]
 

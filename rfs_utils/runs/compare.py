@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
-from .config import TrainConfig, format_config, read_config
-from .data import generate_tiny_problems
-from .download import write_atomically
-from .evaluate import evaluate_model
-from .learner import Learner, training_problems
-from .models import load_model_and_tokenizer
+from ..data import generate_tiny_problems
+from ..engine.config import TrainConfig, format_config, read_config
+from ..engine.learner import Learner, training_problems
+from ..evaluate import evaluate_model
+from ..hub.download import write_atomically
+from ..models import load_model_and_tokenizer
 
 COLUMNS = ("method", "seed", "step", "rollouts", "seconds", "accuracy", "tokens", "reward")
 # Two-sided 95 % points of Student's t for 1 to 30 degrees of freedom.

@@ -3,7 +3,6 @@
 A run is a `Learner`, which knows how to do a step, with evaluation, logs, checkpoints and guards around it.
 """
 
-import sys
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -12,17 +11,23 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from . import parallel
-from .ch06 import append_csv_metrics
-from .config import TrainConfig, format_config, read_config
-from .data import HARDER_LEVELS, generate_tiny_problems, problem_set
-from .evaluate import Evaluation, check_room, evaluate_model, level_name, longest_prompt
-from .lean import cache_bytes_per_token
-from .learner import Learner, training_problems
-from .models import get_device, load_model_and_tokenizer, save_model
-from .page import write_page
-from .plots import plot_training, save_figure
-from .runs import (
+from ..ch06 import append_csv_metrics
+from ..data import HARDER_LEVELS, generate_tiny_problems, problem_set
+from ..engine import parallel
+from ..engine.config import TrainConfig, format_config, read_config
+from ..engine.learner import Learner, training_problems
+from ..engine.rollouts import cache_bytes_per_token
+from ..engine.sharding import gathered
+from ..evaluate import (
+    Evaluation,
+    check_room,
+    evaluate_model,
+    level_name,
+    longest_prompt,
+)
+from ..models import get_device, load_model_and_tokenizer, save_model
+from ..plots import plot_training, save_figure
+from .folder import (
     append_lines,
     checkpoint_steps,
     cut_log,
@@ -36,7 +41,7 @@ from .runs import (
     write_json,
     write_text,
 )
-from .sharding import gathered
+from .page import write_page
 from .watch import MAX_SKIPPED, Watch, collapsed
 
 
@@ -410,7 +415,3 @@ def format_report(before: dict, after: dict, num_problems: int, examples: list[d
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
-    from .cli import main
-
-    sys.exit(main(["train", *sys.argv[1:]]))

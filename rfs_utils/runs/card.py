@@ -1,8 +1,8 @@
 """The README.md of an exported model: how to ask it, and how to open it with `transformers`."""
 
-from .data import render_prompt
-from .qwen3 import Qwen3Model
-from .tokenizer import Qwen3Tokenizer
+from ..data import render_prompt
+from ..qwen3 import Qwen3Model
+from ..tokenizer import Qwen3Tokenizer
 
 CARD = """---
 library_name: transformers

@@ -8,11 +8,11 @@ from importlib.util import find_spec
 from math import cos, pi
 from pathlib import Path
 
-from .ch07 import KL_KINDS, METHODS, Method
-from .lean import DTYPES, MEMORY
+from ..ch07 import KL_KINDS, METHODS, Method
+from ..sampling import check_group, check_sampling
+from .memory import DTYPES, MEMORY
 from .optim import OPTIMIZERS
 from .rewards import parse_rewards
-from .sampling import check_group, check_sampling
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from .runs import read_json, read_run, write_text
+from .folder import read_json, read_run, write_text
 
 CURVES = {  # column of metrics.csv: title, and what it tells
     "reward_avg": ("Mean reward", "of the sampled answers"),

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 import torch
 
-from .ch06 import Rollouts
-from .ch07 import Method, soft_overlong_penalty
-from .data import render_prompt
-from .lean import MemoryPlan, join_rollouts, sample_rollouts, select_rollouts
-from .qwen3 import Qwen3Model
+from ..ch06 import Rollouts
+from ..ch07 import Method, soft_overlong_penalty
+from ..data import render_prompt
+from ..qwen3 import Qwen3Model
+from ..tokenizer import Qwen3Tokenizer
+from .memory import MemoryPlan
 from .rewards import RewardFunction, accuracy, compute_rewards
-from .tokenizer import Qwen3Tokenizer
+from .rollouts import join_rollouts, sample_rollouts, select_rollouts
 
 
 @dataclass

@@ -20,7 +20,7 @@ from typing import TypeVar
 import requests
 from urllib3.exceptions import NewConnectionError
 
-from .checkpoints import shard_files, weights_file
+from .weights import shard_files, weights_file
 
 T = TypeVar("T")
 

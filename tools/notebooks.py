@@ -1,4 +1,4 @@
-"""Notebook chores: `python tests/notebooks.py export|run|clean|practice [NOTEBOOK ...]`.
+"""Notebook chores: `python tools/notebooks.py export|run|clean|practice [NOTEBOOK ...]`.
 
 export    write the modules of `#| export` cells into rfs_utils
 clean     normalise metadata and cell ids, so that differences show only what was changed
@@ -31,11 +31,11 @@ def export(path: Path, lib_path: Path = ROOT / "rfs_utils") -> Path | None:
     from nbdev.export import nb_export
 
     source = "\n".join(cell.source for cell in nbformat.read(path, 4).cells)
-    name = re.search(r"^#\| default_exp (\w+)$", source, flags=re.MULTILINE)
+    name = re.search(r"^#\| default_exp ([\w.]+)$", source, flags=re.MULTILINE)
     if not name:
         return None
     nb_export(path, lib_path=lib_path)
-    return lib_path / f"{name[1]}.py"
+    return lib_path / f"{name[1].replace('.', '/')}.py"
 
 
 def clean(path: Path) -> None:

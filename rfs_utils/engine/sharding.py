@@ -1,6 +1,6 @@
 """A model in parts: every process keeps a share of the weights and of AdamW's states, by PyTorch's FSDP2.
 
-    torchrun --nproc-per-node 8 -m rfs_utils.trainer --shard ...
+    torchrun --nproc-per-node 8 -m rfs_utils train --shard ...
 
 Weights, gradients and states of AdamW in float32, 16 bytes a weight, are divided by the number of processes. While a
 process samples or back-propagates it holds the whole model, gathered from all: in bfloat16, where the hardware
@@ -20,8 +20,8 @@ import torch
 import torch.distributed as dist
 from safetensors import safe_open
 
-from .checkpoints import to_hf_names
-from .qwen3 import Qwen3Model
+from ..hub.weights import to_hf_names
+from ..qwen3 import Qwen3Model
 
 FILES = ("model.safetensors", "optimizer.safetensors")  # of a checkpoint, in parts or not
 

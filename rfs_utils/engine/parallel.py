@@ -1,6 +1,6 @@
 """The same training step on several processes: each samples and scores some groups, and the gradients are added up.
 
-Started by `torchrun --nproc-per-node N -m rfs_utils.trainer ...`; without torchrun everything here does nothing. Every
+Started by `torchrun --nproc-per-node N -m rfs_utils train ...`; without torchrun everything here does nothing. Every
 process holds the whole model, unless it is in parts (sharding.py). The places in a step where processes meet, to tell
 each other rewards and to add up gradients, are the same for all, however many tokens or micro-batches each has: none
 waits for one with nothing to do.
@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
+from ..qwen3 import Qwen3Model
 from . import sharding
-from .qwen3 import Qwen3Model
 
 BUCKET = 2**25  # gradient values that are added up at once
 

@@ -12,25 +12,31 @@ from functools import partial
 
 import torch
 
+from ..ch07 import (
+    compute_advantages,
+    importance_ratio,
+    is_clipped,
+    kl_estimate,
+    loss_total,
+    policy_loss,
+)
+from ..data import generate_tiny_problems, problem_set
+from ..qwen3 import Qwen3Model
+from ..tokenizer import Qwen3Tokenizer
 from . import parallel
-from .ch07 import compute_advantages, importance_ratio, is_clipped, kl_estimate, loss_total, policy_loss
 from .config import TrainConfig
-from .data import generate_tiny_problems, problem_set
 from .experience import Experience, collect, has_signal, join_experience
-from .lean import (
+from .memory import (
     DTYPES,
     MemoryPlan,
-    backpropagate,
     cast_weights,
     plan_memory,
     return_freed_memory,
-    rollout_logprobs,
 )
+from .microbatches import backpropagate, rollout_logprobs
 from .optim import make_optimizer
-from .qwen3 import Qwen3Model
 from .rewards import parse_rewards
 from .sharding import full, gathered, shard
-from .tokenizer import Qwen3Tokenizer
 
 MAX_REFILLS = 3  # rounds in which dynamic sampling looks for groups with a signal
 

@@ -6,9 +6,7 @@ time, rollouts are back-propagated a micro-batch at a time, and each prompt is r
 The gradient stays the one of the plain step.
 """
 
-import ctypes
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,14 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from .ch06 import Rollouts, sample_batch
-from .qwen3 import Qwen3Model
-from .sampling import top_p_filter
-from .tokenizer import Qwen3Tokenizer
-
-MEMORY = ("auto", "low")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
+from ..ch06 import Rollouts
+from ..qwen3 import Qwen3Model
+from ..sampling import top_p_filter
 
 # --- log-probabilities in chunks ------------------------------------------------------------------
 
@@ -36,7 +29,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         logps = torch.empty(len(tokens), device=hidden.device)
         log_norms = torch.empty_like(logps)
         masks = []  # kept for the backward pass: one byte a logit, and finding them again means sorting again
-        for part in _slices(len(tokens), chunk):
+        for part in slices(len(tokens), chunk):
             logits = F.linear(hidden[part], weight).float() / temperature
             chosen = logits.gather(-1, tokens[part, None])
             if top_p is not None and top_p < 1:
@@ -57,7 +50,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         grad = grad / ctx.temperature
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        for i, part in enumerate(_slices(len(tokens), ctx.chunk)):
+        for i, part in enumerate(slices(len(tokens), ctx.chunk)):
             # d logp / d logits = one at the token - probabilities, over the temperature
             logits = F.linear(hidden[part], weight).float().div_(ctx.temperature)
             slope = logits.sub_(log_norms[part, None]).exp_()
@@ -71,7 +64,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         return grad_hidden, grad_weight, None, None, None, None
 
 
-def _slices(n: int, size: int) -> Iterator[slice]:
+def slices(n: int, size: int) -> Iterator[slice]:
     return (slice(i, min(i + size, n)) for i in range(0, n, size))
 
 
@@ -163,7 +156,7 @@ def prompt_groups(rollouts: Rollouts, rows: torch.Tensor, max_tokens: int) -> It
     keys = torch.cat([pad[rows, None], rollouts.prompt_ids[rows]], dim=1)
     keys, owner = torch.unique_consecutive(keys, dim=0, return_inverse=True)
     per_group = max(1, max_tokens // rollouts.prompt_ids.shape[1])
-    for part in _slices(len(keys), per_group):
+    for part in slices(len(keys), per_group):
         pads, ids = keys[part, 0], keys[part, 1:]
         trim = int(pads.min())
         here = (owner >= part.start) & (owner < part.stop)
@@ -271,135 +264,3 @@ def rollout_logprobs(
             )
             logps[rows, : found.shape[1]] = found
     return logps
-
-
-# --- sampling within a budget ---------------------------------------------------------------------
-
-
-def cache_bytes_per_token(model: Qwen3Model) -> int:
-    """Bytes of keys and values that one token of one rollout takes: 114,688 for Qwen3-0.6B in bfloat16."""
-    cfg = model.cfg
-    return 2 * cfg["n_layers"] * cfg["n_kv_groups"] * cfg["head_dim"] * model.tok_emb.weight.element_size()
-
-
-def sample_rollouts(
-    model: Qwen3Model,
-    tokenizer: Qwen3Tokenizer,
-    prompts: Sequence[str],
-    device: torch.device | str,
-    num_rollouts: int = 1,
-    max_new_tokens: int = 512,
-    temperature: float = 0.8,
-    top_p: float | None = 0.9,
-    cache_bytes: int = 2**30,
-    uniform: torch.Tensor | None = None,
-) -> Rollouts:
-    """`ch06.sample_batch`, in as many batches as keep the key-value cache within `cache_bytes`.
-
-    `uniform`, (prompts * num_rollouts, max_new_tokens), decides the draws of each rollout, however they are batched.
-    """
-    width = max(len(tokenizer.encode(prompt)) for prompt in prompts)
-    at_once = max(1, cache_bytes // (cache_bytes_per_token(model) * (width + max_new_tokens)))
-    batches, drawn = [], 0
-    if at_once >= num_rollouts:  # whole groups of several prompts
-        groups = [(prompts[part], num_rollouts) for part in _slices(len(prompts), at_once // num_rollouts)]
-    else:  # a part of one prompt's group
-        sizes = [part.stop - part.start for part in _slices(num_rollouts, at_once)]
-        groups = [([prompt], size) for prompt in prompts for size in sizes]
-    for some, size in groups:
-        rows = slice(drawn, drawn := drawn + len(some) * size)
-        numbers = None if uniform is None else uniform[rows]
-        batches.append(sample_batch(model, tokenizer, some, device, size, max_new_tokens, temperature, top_p, numbers))
-    return batches[0] if len(batches) == 1 else join_rollouts(batches, tokenizer.pad_token_id)
-
-
-def join_rollouts(batches: Sequence[Rollouts], pad_token_id: int) -> Rollouts:
-    """One batch of rollouts from several: prompts padded on the left, responses on the right."""
-    width = max(b.prompt_ids.shape[1] for b in batches)
-    longest = max(b.tokens.shape[1] for b in batches)
-    prompt_ids, num_pad = [], []
-    for b in batches:
-        more = width - b.prompt_ids.shape[1]
-        prompt_ids.append(F.pad(b.prompt_ids, (more, 0), value=pad_token_id))
-        num_pad.append((0 if b.num_pad is None else b.num_pad) + torch.full_like(b.lengths, more))
-    num_pad = torch.cat(num_pad)
-    return Rollouts(
-        prompt_ids=torch.cat(prompt_ids),
-        num_pad=num_pad if bool(num_pad.any()) else None,
-        tokens=torch.cat([F.pad(b.tokens, (0, longest - b.tokens.shape[1])) for b in batches]),
-        lengths=torch.cat([b.lengths for b in batches]),
-        texts=[text for b in batches for text in b.texts],
-        logps=torch.cat([F.pad(b.logps, (0, longest - b.tokens.shape[1])) for b in batches]),
-    )
-
-
-def select_rollouts(rollouts: Rollouts, rows: torch.Tensor) -> Rollouts:
-    """The rollouts with these indices, in this order."""
-    return Rollouts(
-        prompt_ids=rollouts.prompt_ids[rows],
-        num_pad=None if rollouts.num_pad is None else rollouts.num_pad[rows],
-        tokens=rollouts.tokens[rows],
-        lengths=rollouts.lengths[rows],
-        texts=[rollouts.texts[i] for i in rows.tolist()],
-        logps=rollouts.logps[rows],
-    )
-
-
-# --- one setting ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class MemoryPlan:
-    """What `memory` means on a device: the weights' type, the optimiser, and the size of the parts."""
-
-    dtype: torch.dtype
-    optimizer: str  # one of optim.OPTIMIZERS
-    max_tokens: int  # of a micro-batch
-    cache_bytes: int  # of the key-value cache while sampling
-
-
-def plan_memory(memory: str, device: torch.device | str, num_parameters: int) -> MemoryPlan:
-    """The plan for a model of so many parameters. "auto" keeps small models, below 100 M, in float32 with AdamW.
-
-    Weights are bfloat16 only where the hardware computes with it; elsewhere, a T4 among them, they are float32.
-    """
-    if memory not in MEMORY:
-        raise ValueError(f"unknown memory setting {memory!r}: known settings are {', '.join(MEMORY)}")
-    dtype = torch.bfloat16 if has_bfloat16(device) else torch.float32
-    # While rollouts are sampled there are no gradients, so the cache may take their room.
-    room = max(2**28, num_parameters * dtype.itemsize)
-    if memory == "low":
-        return MemoryPlan(dtype, "8bit", 512, room)
-    if num_parameters < 100e6:
-        return MemoryPlan(torch.float32, "adamw", 16384, 2**30)
-    return MemoryPlan(dtype, "kahan" if dtype == torch.bfloat16 else "adamw", 2048, 2 * room)
-
-
-def return_freed_memory() -> bool:
-    """Have the C library give freed tensors of 768 kB and more back to the system at once; False where it cannot.
-
-    Linux's glibc otherwise comes to keep freed blocks of up to 32 MB for later: 0.6 GB in a step of Qwen3-0.6B.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    return mallopt is not None and mallopt(-3, 3 * 2**18) == 1  # -3 is M_MMAP_THRESHOLD
-
-
-def cast_weights(model: Qwen3Model, dtype: torch.dtype) -> None:
-    """Change the type of the weights, one at a time; rotary tables stay in float32."""
-    for p in model.parameters():
-        p.data = p.data.to(dtype)
-    model.cfg = {**model.cfg, "dtype": dtype}
-
-
-def has_bfloat16(device: torch.device | str) -> bool:
-    """Does the hardware itself compute with bfloat16?
-
-    Not `torch.cuda.is_bf16_supported()`: it is True on GPUs before compute capability 8.0, which emulate it slowly.
-    """
-    device = torch.device(device)
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type == "cpu":
-        names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        return any(getattr(torch.cpu, name, lambda: False)() for name in names)
-    return False  # Apple's GPUs differ by generation and system; float32 is right on all

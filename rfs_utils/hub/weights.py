@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from .qwen3 import Qwen3Model
+from ..qwen3 import Qwen3Model
 
 # Our module names (the printed book's) and those of Hugging Face checkpoints.
 _HF_NAMES = {

@@ -1,0 +1,1 @@
+"""What the exercises' notebooks export, and the checks of what readers write."""

@@ -1,0 +1,83 @@
+"""The package's layout: which part may import which."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "rfs_utils"
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+MODULES["__init__"] = PACKAGE / "__init__.py"
+
+
+def imports(name: str, inside_functions: bool = True) -> set[str]:
+    """The modules of the package that a module imports; those named in strings and by importlib are not seen."""
+    path = MODULES[name]
+    here = path.parent.relative_to(PACKAGE).parts
+    found = set()
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    if not inside_functions:
+        nodes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body]
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.removeprefix("rfs_utils.") for alias in node.names if alias.name.startswith("rfs_utils.")}
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        if node.level:
+            base = [*here[: len(here) - node.level + 1], *(node.module or "").split(".")]
+        elif (node.module or "").split(".")[0] == "rfs_utils":
+            base = node.module.split(".")[1:]
+        else:
+            continue
+        base = ".".join(part for part in base if part)
+        for alias in node.names:
+            below = f"{base}.{alias.name}".strip(".")
+            found.add(below if below in MODULES else base)
+    return found - {""}
+
+
+def part(module: str) -> str:
+    """The folder that a module is in, "root" for the package itself."""
+    folder = module.split(".")[0]
+    return folder if (PACKAGE / folder).is_dir() else "root"
+
+
+FORBIDDEN = {  # part: what it must not import
+    "root": {"engine", "runs", "exercises"},
+    "grading": {"root", "hub", "engine", "runs", "exercises"},
+    "hub": {"engine", "runs", "exercises"},
+    "engine": {"runs", "exercises"},
+    "runs": {"exercises"},
+    "exercises": set(),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_each_part_imports_only_what_is_below_it(name):
+    if name == "cli":  # it starts everything, and imports it when a command asks for it
+        assert {part(module) for module in imports(name, inside_functions=False)} <= {"root"}
+        return
+    wrong = {module for module in imports(name) if part(module) in FORBIDDEN[part(name)]}
+    assert not wrong, f"rfs_utils/{name.replace('.', '/')}.py imports {', '.join(sorted(wrong))}"
+
+
+def test_there_are_no_circles():
+    waiting = {name: imports(name, inside_functions=False) - {name} for name in MODULES}
+    waiting = {name: {module for module in found if module in MODULES} for name, found in waiting.items()}
+    while True:
+        free = {name for name, found in waiting.items() if not found & waiting.keys()}
+        if not free:
+            break
+        waiting = {name: found for name, found in waiting.items() if name not in free}
+    assert not waiting, f"these modules import each other in a circle: {', '.join(sorted(waiting))}"
+
+
+def test_problems_need_neither_torch_nor_requests():
+    code = "import sys; import rfs_utils.data; print([m for m in ('torch', 'requests', 'huggingface_hub') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
