@@ -8,7 +8,6 @@ sequence lives in the cache, so that one model can serve several caches.
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 QWEN3_CONFIG_06B = {
@@ -88,30 +87,6 @@ class KVCache:
             self.num_pad = f(self.num_pad)
 
 
-class _LeanRMSNorm(torch.autograd.Function):
-    """RMSNorm of bfloat16 numbers that keeps only its input for the backward pass.
-
-    Torch's own, on a CPU, keeps two float32 copies: for a Qwen3 block half of all activations.
-    """
-
-    @staticmethod
-    def forward(ctx, x, scale, eps):
-        exact = x.float()
-        inverse_rms = exact.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, scale, inverse_rms)
-        return (exact.mul_(inverse_rms) * scale).to(x.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        x, scale, inverse_rms = ctx.saved_tensors
-        normed = x.float().mul_(inverse_rms)
-        grad_scale = (grad * normed).sum(dim=tuple(range(grad.ndim - 1))).to(scale.dtype)
-        grad = grad.float() * scale
-        normed.mul_((grad * normed).mean(-1, keepdim=True))
-        return grad.sub_(normed).mul_(inverse_rms).to(x.dtype), grad_scale, None
-
-
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight, over the last dimension."""
 
@@ -121,8 +96,6 @@ class RMSNorm(nn.Module):
         self.scale = nn.Parameter(torch.ones(dim, dtype=dtype))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.dtype == torch.bfloat16 and x.device.type == "cpu" and torch.is_grad_enabled():
-            return _LeanRMSNorm.apply(x, self.scale, self.eps)
         return F.rms_norm(x, (x.shape[-1],), self.scale, self.eps)
 
 
@@ -233,7 +206,7 @@ class Qwen3Model(nn.Module):
         attention, and positions are counted from the first real token. Padding at the right needs
         nothing, since no real token can see it. With a cache, pass `num_pad` with the prompt only.
         """
-        return self.logits(self._hidden_states(in_idx, cache, num_pad))
+        return self.logits(self.hidden_states(in_idx, cache, num_pad))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of final hidden states; unless `cfg["tied"]` is False, the head is the embedding matrix."""
@@ -243,12 +216,13 @@ class Qwen3Model(nn.Module):
         """Weight of the output head, (vocab_size, emb_dim)."""
         return (self.tok_emb if self.cfg.get("tied", True) else self.out_head).weight
 
-    def hidden_states(self, in_idx, cache=None, num_pad=None) -> torch.Tensor:
+    def hidden_states(
+        self,
+        in_idx: torch.Tensor,
+        cache: KVCache | None = None,
+        num_pad: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Final hidden states, (batch, tokens, emb_dim); arguments as in `forward`."""
-        # `forward` does not come through here, since FSDP watches both and must not be entered twice.
-        return self._hidden_states(in_idx, cache, num_pad)
-
-    def _hidden_states(self, in_idx, cache, num_pad) -> torch.Tensor:
         start = 0 if cache is None else cache.length
         end = start + in_idx.shape[1]
         if end > self.cfg["context_length"]:

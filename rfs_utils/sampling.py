@@ -35,37 +35,22 @@ def top_p_filter(probas: torch.Tensor, top_p: float | None) -> torch.Tensor:
     """
     if top_p is None or top_p >= 1.0:
         return probas
-    if probas.device.type == "cpu" and probas.dtype == torch.float32 and probas.shape[-1] >= 2**14:
-        rows = probas.reshape(-1, probas.shape[-1])
-        return torch.stack([_nucleus(row, top_p) for row in rows]).view_as(probas)
-    ranked, order = probas.sort(dim=-1, descending=True, stable=True)
-    mass_before = ranked.cumsum(dim=-1) - ranked
+    # What the others hold is `spare`. A token with less than an equal share of that is never needed, nor sorted.
+    spare = probas.sum(dim=-1, keepdim=True, dtype=sum_dtype(probas)) - top_p
+    candidates = int((probas >= spare / probas.shape[-1]).sum(dim=-1).max())
+    ranked, order = probas.topk(candidates, dim=-1)
+    mass_before = ranked.cumsum(dim=-1, dtype=sum_dtype(probas)) - ranked
     kept = ranked.masked_fill(mass_before >= top_p, 0.0)
     filtered = torch.zeros_like(probas).scatter(-1, order, kept)
     return filtered / filtered.sum(dim=-1, keepdim=True)
 
 
-def _nucleus(probas: torch.Tensor, top_p: float) -> torch.Tensor:
-    """`top_p_filter` of one row without sorting it: on a CPU and a vocabulary of 150,000 eight times as fast.
+def sum_dtype(probas: torch.Tensor) -> torch.dtype:
+    """The type for sums over a vocabulary: in single precision 150,000 terms swallow the small ones.
 
-    The upper half of a positive float32's bits grows with the number, so it serves as the bin of a histogram.
-    Only the bin in which the sum passes `top_p` has to be sorted.
+    Apple's GPUs have no other.
     """
-    bins = probas.view(torch.int32) >> 16
-    mass = torch.bincount(bins, weights=probas.double())
-    reached = mass.flip(0).cumsum(0).flip(0) >= top_p  # by all numbers from this bin up
-    if not reached[0]:
-        return probas / probas.sum()
-    edge = int(reached.sum()) - 1
-    inside = probas[bins == edge].double().sort(descending=True).values
-    mass_before = mass[edge + 1 :].sum() + inside.cumsum(0) - inside
-    count = max(1, int((mass_before < top_p).sum()))
-    smallest = inside[count - 1]
-    kept = probas.where(probas >= smallest.float(), 0.0)
-    surplus = int((inside == smallest).sum()) - int((inside[:count] == smallest).sum())
-    if surplus:  # of equal numbers the first ones stay
-        kept[(probas == smallest.float()).nonzero().squeeze(1)[-surplus:]] = 0.0
-    return kept / kept.sum()
+    return torch.float32 if probas.device.type == "mps" else torch.float64
 
 
 def choose_token(
@@ -84,10 +69,8 @@ def choose_token(
     probas = top_p_filter(torch.softmax(logits.float() / temperature, dim=-1), top_p)
     if uniform is None:
         uniform = torch.rand(len(logits), device=logits.device)
-    # In single precision a sum over 150,000 probabilities would swallow the small ones. Apple's GPUs have no double.
-    exact = torch.float32 if probas.device.type == "mps" else torch.float64
-    reached = probas.cumsum(dim=-1, dtype=exact)
-    wanted = uniform.to(exact)[:, None] * reached[:, -1:]
+    reached = probas.cumsum(dim=-1, dtype=sum_dtype(probas))
+    wanted = uniform.to(reached.dtype)[:, None] * reached[:, -1:]
     token = torch.searchsorted(reached, wanted, right=True).clamp_(max=probas.shape[-1] - 1)
     return token.squeeze(-1), probas.gather(-1, token).squeeze(-1).log()
 

@@ -18,7 +18,7 @@ from rfs_utils.grading import extract_final_candidate, grade_answer
 
 CHECKS = {name.removeprefix("check_"): f for name, f in vars(checks).items() if name.startswith("check_")}
 CHECKS.pop("function")
-MODULES = {name: importlib.import_module(f"rfs_utils.{name}") for name in ("ex06", "ex07")}
+MODULES = {name: importlib.import_module(f"rfs_utils.exercises.{name}") for name in ("ex06", "ex07")}
 BOOKS = {name: next(getattr(m, name) for m in MODULES.values() if hasattr(m, name)) for name in CHECKS}
 
 
@@ -186,5 +186,5 @@ def test_values_are_shown_short():
 
 def test_checks_know_their_module():
     for name, check in CHECKS.items():
-        assert f'"{BOOKS[name].__module__.split(".")[1]}"' in inspect.getsource(check)
+        assert f'"{BOOKS[name].__module__.split(".")[-1]}"' in inspect.getsource(check)
     assert check_function(stub, "chance_of_signal", "ex06", [Case((0.5, 2), 0.5)]) is BOOKS["chance_of_signal"]

@@ -32,8 +32,11 @@ def bare_environment(tmp_path_factory):
     install = [python, "-m", "pip", "install", "-q", TORCH, "jupyterlab", "pytest", "nbval"]
     subprocess.run(install, check=True, env=os.environ | PINNED)
     # From a copy: a build leaves files beside what it builds, and another process may be building, too.
-    left_out = shutil.ignore_patterns(".git", ".venv", "build", "*.egg-info", "runs", "__pycache__")
-    source = shutil.copytree(ROOT, folder / "source", ignore=left_out)
+    source = folder / "source"
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        source.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "rfs_utils", source / "rfs_utils", ignore=shutil.ignore_patterns("__pycache__"))
     wheel = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder / "wheel"), str(source)]
     subprocess.run(wheel, check=True)
     fonts = folder / "matplotlib"

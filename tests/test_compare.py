@@ -5,6 +5,7 @@ import math
 import pytest
 
 from rfs_utils.cli import main
+from rfs_utils.runs import compare
 from rfs_utils.runs.compare import (
     COLUMNS,
     at_seconds,
@@ -12,7 +13,6 @@ from rfs_utils.runs.compare import (
     short_run,
     summarise,
 )
-from rfs_utils.runs.folder import compare
 
 FAST = {"steps": 2, "prompts_per_step": 2, "num_rollouts": 2, "max_new_tokens": 12, "eval_every": 1}
 

@@ -19,8 +19,8 @@ from rfs_utils.engine import experience, memory, microbatches
 from rfs_utils.engine import rollouts as batches
 from rfs_utils.engine.config import TrainConfig
 from rfs_utils.engine.learner import Learner, make_plan
-from rfs_utils.qwen3 import KVCache, Qwen3Model, _LeanRMSNorm
-from rfs_utils.sampling import top_p_filter
+from rfs_utils.engine.norms import LeanRMSNorm, use_lean_norms
+from rfs_utils.qwen3 import KVCache, Qwen3Model
 
 CONFIG = {
     "vocab_size": 61,
@@ -235,6 +235,7 @@ def test_a_step_in_bfloat16_has_the_gradient_of_the_plain_step_but_for_rounding(
     memory.cast_weights(model, torch.bfloat16)
     _, plain, _ = plain_step(model, rollouts, ADVANTAGES, 1.0, None)
     model.zero_grad()
+    use_lean_norms(model)
     microbatches.backpropagate(model, rollouts, policy_gradient_part(ADVANTAGES), max_tokens=10)
     found = {name: grad.float() for name, grad in gradients(model).items()}
     plain = {name: grad.float() for name, grad in plain.items()}
@@ -251,8 +252,10 @@ def test_rmsnorm_in_bfloat16_is_torchs_and_keeps_no_float32_copy():
         return (out.detach(), *torch.autograd.grad(out, (x, scale), slope))
 
     plain = run(lambda x, scale: F.rms_norm(x, (64,), scale, 1e-6))
+    norm = LeanRMSNorm(64, 1e-6, torch.bfloat16)
+
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        found = run(lambda x, scale: _LeanRMSNorm.apply(x, scale, 1e-6))
+        found = run(lambda x, scale: torch.func.functional_call(norm, {"scale": scale}, (x,)))
     assert torch.equal(found[0], plain[0])
     for a, b in zip(found[1:], plain[1:], strict=True):
         torch.testing.assert_close(a, b, rtol=0.02, atol=0.02)
@@ -296,40 +299,6 @@ def test_a_long_response_is_checkpointed_and_the_flag_comes_back():
     model.trf_blocks[0].register_forward_hook(lambda *_: seen.append(model.gradient_checkpointing))
     microbatches.backpropagate(model, rollouts, policy_gradient_part(ADVANTAGES), max_tokens=8)
     assert True in seen and model.gradient_checkpointing is False
-
-
-# --- the nucleus ----------------------------------------------------------------------------------
-
-
-def sorted_nucleus(probas, top_p):
-    """Top-p by its definition, for one row: the likeliest, the first of equals, until they hold `top_p`."""
-    ranked, order = probas.double().sort(descending=True, stable=True)
-    taken = order[ranked.cumsum(0) - ranked < top_p]
-    kept = torch.zeros_like(probas)
-    kept[taken] = probas[taken]
-    return kept / kept.sum()
-
-
-@pytest.mark.parametrize("top_p", [1e-6, 0.1, 0.5, 0.9, 0.99])
-@pytest.mark.parametrize("scale", [0.0, 0.1, 2.0, 8.0])
-def test_the_nucleus_of_a_large_vocabulary_is_found_without_sorting(scale, top_p):
-    torch.manual_seed(0)
-    logits = scale * torch.randn(2, 20_000)
-    logits[:, ::3] = logits[:, :1]  # many equal numbers
-    probas = torch.softmax(logits, dim=-1)
-    found = top_p_filter(probas, top_p)
-    for row, expected in zip(found, (sorted_nucleus(row, top_p) for row in probas), strict=True):
-        assert torch.equal(row > 0, expected > 0)
-        torch.testing.assert_close(row, expected)
-
-
-def test_the_nucleus_without_rounding_is_exact_and_keeps_the_first_of_equals():
-    probas = torch.zeros(2**14)
-    probas[[5, 70, 900, 1000]] = torch.tensor([0.125, 0.5, 0.125, 0.25])  # sums of powers of two are exact
-    for top_p, kept in ((0.4, [70]), (0.5, [70]), (0.51, [70, 1000]), (0.8, [5, 70, 1000]), (0.875, [5, 70, 1000])):
-        assert top_p_filter(probas[None], top_p)[0].nonzero().squeeze(1).tolist() == kept
-    assert torch.equal(top_p_filter(probas[None], 0.95)[0], probas)
-    assert torch.equal(top_p_filter(0.5 * probas[None], 0.9)[0], probas)  # top_p is never reached: all stay
 
 
 # --- the cache and sampling -----------------------------------------------------------------------

@@ -36,7 +36,7 @@ def torchrun(processes: int, script: Path, *arguments) -> str:
 
 SAME_STEP = """
 import sys, torch, torch.distributed as dist
-from rfs_utils import parallel
+from rfs_utils.engine import parallel
 from rfs_utils.engine.config import TrainConfig
 from rfs_utils.data import generate_tiny_problems
 from rfs_utils.engine.learner import Learner
@@ -110,7 +110,7 @@ def test_a_run_on_two_processes_goes_on_with_another_number(shard, then, alone, 
 PARTS = """
 import sys, torch
 from conftest import random_model
-from rfs_utils import parallel
+from rfs_utils.engine import parallel
 from rfs_utils.engine.optim import make_optimizer
 from rfs_utils.qwen3 import QWEN3_CONFIG_TINY
 from rfs_utils.engine.sharding import full, gathered, shard
@@ -150,7 +150,7 @@ UNWRITABLE = """
 import resource, signal, sys
 sys.path.insert(0, sys.argv.pop(1))
 import small_run
-from rfs_utils import parallel
+from rfs_utils.engine import parallel
 from rfs_utils.engine.learner import Learner
 step = Learner.step
 def limited(self):

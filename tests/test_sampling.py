@@ -97,3 +97,33 @@ def test_average_log_probability(model, tokenizer):
 def test_impossible_settings_are_named(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         check_sampling(**settings)
+
+
+def sorted_nucleus(probas, top_p):
+    """Top-p by its definition, for one row: the likeliest until they hold `top_p`, largest first."""
+    ranked = probas.double().sort(descending=True).values
+    kept = ranked[ranked.cumsum(0) - ranked < top_p]
+    return kept / kept.sum()
+
+
+@pytest.mark.parametrize("top_p", [1e-6, 0.1, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("scale", [0.0, 0.1, 2.0, 8.0])
+def test_the_nucleus_of_a_large_vocabulary_without_sorting_all_of_it(scale, top_p):
+    torch.manual_seed(0)
+    logits = scale * torch.randn(2, 20_000)
+    logits[:, ::3] = logits[:, :1]  # many equal numbers, of which any may stay
+    probas = torch.softmax(logits, dim=-1)
+    for row, before in zip(top_p_filter(probas, top_p), probas, strict=True):
+        kept = row[row > 0].double().sort(descending=True).values
+        torch.testing.assert_close(kept, sorted_nucleus(before, top_p), rtol=1e-5, atol=0)
+        assert before[row > 0].min() >= before[row == 0].max() if (row == 0).any() else True
+
+
+def test_the_nucleus_without_rounding_is_exact():
+    probas = torch.zeros(2**14)
+    probas[[5, 70, 900, 1000]] = torch.tensor([0.125, 0.5, 0.125, 0.25])  # sums of powers of two are exact
+    for top_p, count in ((0.4, 1), (0.5, 1), (0.51, 2), (0.75, 2), (0.76, 3), (0.875, 3)):
+        kept = top_p_filter(probas[None], top_p)[0].nonzero().squeeze(1).tolist()
+        assert len(kept) == count and kept[-1] in (70, 1000)
+    assert torch.equal(top_p_filter(probas[None], 0.95)[0], probas)
+    assert torch.equal(top_p_filter(0.5 * probas[None], 0.9)[0], probas)  # top_p is never reached: all stay

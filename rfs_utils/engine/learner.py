@@ -34,6 +34,7 @@ from .memory import (
     return_freed_memory,
 )
 from .microbatches import backpropagate, rollout_logprobs
+from .norms import use_lean_norms
 from .optim import make_optimizer
 from .rewards import parse_rewards
 from .sharding import full, gathered, shard
@@ -115,6 +116,7 @@ class Learner:
         if config.memory == "low":
             return_freed_memory()
         cast_weights(model, torch.float32 if config.shard else self.plan.dtype)
+        use_lean_norms(model)
         self.method = config.resolved_method()
         self.rewards = parse_rewards(config.rewards)
         self.reference = copy.deepcopy(model).requires_grad_(False) if self.method.kl_coef else None

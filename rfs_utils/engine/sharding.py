@@ -46,6 +46,9 @@ def shard(model: Qwen3Model, compute_dtype: torch.dtype) -> None:
         module.set_force_sum_reduction_for_comms(True)  # gloo can only add
     model.set_reshard_after_backward(False)
     model.set_requires_gradient_sync(False)
+    # FSDP watches `forward` and `hidden_states`, and must not be entered twice: `forward` calls the unwatched one.
+    unwatched = model.hidden_states
+    model.forward = lambda in_idx, cache=None, num_pad=None: model.logits(unwatched(in_idx, cache, num_pad))
     register_fsdp_forward_method(model, "hidden_states")
 
 

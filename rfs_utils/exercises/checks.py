@@ -37,7 +37,7 @@ def check_function(function: Callable, name: str, module: str, cases: Sequence[C
 def with_the_book(problem: str, name: str, module: str) -> Callable:
     """Say what is wrong, and hand the book's function back."""
     print(f"{problem} The notebook goes on with the book's version.")
-    return getattr(import_module(f"rfs_utils.{module}"), name)
+    return getattr(import_module(f".{module}", __package__), name)
 
 
 def find_problem(function: Callable, name: str, cases: Sequence[Case]) -> str | None:
