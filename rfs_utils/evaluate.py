@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from math import comb, sqrt
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from .data import render_prompt
 from .grading import extract_final_candidate, grade_answer
 from .qwen3 import Qwen3Model
 from .sampling import check_sampling
+from .statistics import pass_at_k, wilson_interval
 from .tokenizer import Qwen3Tokenizer
 
 Answer = tuple[int, int]  # index of a problem, number of the sample
@@ -321,21 +321,6 @@ def _settings_line(line: bytes) -> dict | None:
 
 
 # ------------------------------------------------------------------ figures
-
-
-def wilson_interval(successes: float, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """Where the true rate lies, with 95 % confidence for z = 1.96: Wilson's score interval (JASA 22, 1927)."""
-    rate = successes / trials
-    center = (rate + z**2 / (2 * trials)) / (1 + z**2 / trials)
-    half = z * sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2)) / (1 + z**2 / trials)
-    return max(0.0, center - half), min(1.0, center + half)
-
-
-def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """Unbiased chance that one of k samples is right, from n of which c are: 1 - C(n - c, k) / C(n, k) (2107.03374)."""
-    if not 1 <= k <= num_samples:
-        raise ValueError(f"k must be from 1 to the number of samples, {num_samples}; got {k}")
-    return 1 - comb(num_samples - num_correct, k) / comb(num_samples, k)
 
 
 def majority_answer(responses: Sequence[str]) -> str:

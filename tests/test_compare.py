@@ -1,6 +1,5 @@
 """Methods side by side: the runs, the file, and the arithmetic of the table."""
 
-import math
 
 import pytest
 
@@ -9,7 +8,6 @@ from rfs_utils.runs import compare
 from rfs_utils.runs.compare import (
     COLUMNS,
     at_seconds,
-    mean_and_interval,
     short_run,
     summarise,
 )
@@ -71,12 +69,6 @@ def test_bad_comparisons_are_one_sentence(tmp_path, monkeypatch, capsys):
         assert main(["compare", *arguments]) == 2
         err = capsys.readouterr().err
         assert message in err and len(err.strip().splitlines()) == 1
-
-
-def test_intervals_are_students():
-    mean, half = mean_and_interval([1.0, 2.0, 3.0])
-    assert mean == 2 and half == pytest.approx(4.303 / math.sqrt(3), rel=1e-3)
-    assert mean_and_interval([0.5]) == (0.5, math.inf)
 
 
 def test_equal_seconds_are_interpolated(tmp_path):

@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from itertools import combinations, product
+from itertools import product
 
 import pytest
 import torch
@@ -18,10 +18,9 @@ from rfs_utils.evaluate import (
     evaluate_to_file,
     format_evaluation,
     majority_answer,
-    pass_at_k,
     weights_fingerprint,
-    wilson_interval,
 )
+from rfs_utils.statistics import wilson_interval
 
 PROBLEMS = generate_tiny_problems(10, "test", levels=(1, 4, 8))
 
@@ -299,25 +298,6 @@ def test_fingerprint_sees_a_small_training_step(talker):
 
 
 # ------------------------------------------------------------------ figures
-
-
-@pytest.mark.parametrize(
-    "successes, trials, low, high",
-    [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (8, 10, 0.4902, 0.9433), (237, 500, 0.4306, 0.5178)],
-)
-def test_wilson_interval(successes, trials, low, high):
-    assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=1e-4)
-
-
-def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample():
-    for n in range(1, 7):
-        for c in range(n + 1):
-            samples = [1] * c + [0] * (n - c)
-            for k in range(1, n + 1):
-                subsets = list(combinations(samples, k))
-                assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
-    with pytest.raises(ValueError, match="k must be"):
-        pass_at_k(4, 2, 5)
 
 
 def boxed(*answers: str) -> list[str]:

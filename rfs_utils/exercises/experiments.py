@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..runs.compare import mean_and_interval, short_run
+from ..runs.compare import short_run
+from ..statistics import mean_and_interval
 from .ex06 import SELDOM_BOXED, base_with_habits
 from .ex07 import EMPTY_THOUGHTS, habit_documents
 

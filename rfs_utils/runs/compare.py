@@ -18,12 +18,9 @@ from ..engine.learner import Learner, training_problems
 from ..evaluate import evaluate_model
 from ..hub.download import write_atomically
 from ..models import load_model_and_tokenizer
+from ..statistics import mean_and_interval
 
 COLUMNS = ("method", "seed", "step", "rollouts", "seconds", "accuracy", "tokens", "reward")
-# Two-sided 95 % points of Student's t for 1 to 30 degrees of freedom.
-STUDENT = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-           2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045,
-           2.042)  # fmt: skip
 
 
 def short_run(
@@ -152,14 +149,6 @@ def read_comparison(path: str | Path) -> list[dict]:
     if any(None in row.values() or None in row for row in rows):
         raise ValueError(f"{path}: a line is damaged; expected {len(COLUMNS)} cells in each")
     return rows
-
-
-def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and half the width of its 95 % interval by Student's t; infinite for a single value."""
-    if len(values) < 2:
-        return values[0], math.inf
-    factor = STUDENT[min(len(values) - 1, len(STUDENT)) - 1]
-    return statistics.mean(values), factor * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def summarise(path: str | Path, methods: Sequence[str] | None = None) -> str:
