@@ -2,26 +2,42 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALL := -m pip install -q --disable-pip-version-check
 # Tests run side by side, each on one thread: several would wait for each other.
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
-.PHONY: train test lint unit notebooks export run-notebooks lab pretrain book clean
+.PHONY: train test lint unit notebooks nightly oldest export run-notebooks lab pretrain book clean
 
 train: $(VENV)/installed
 	$(BIN)/rfs train --model tiny-base
 
-test: lint unit notebooks
+# All unit tests, and every notebook executed again, alone in an environment with torch and Jupyter only; nbval compares
+# the stored outputs where they are deterministic.
+test: lint
+	$(PYTEST) tests --durations=15
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 unit: $(VENV)/installed
 	$(PYTEST) tests --ignore=tests/test_colab.py
 
-# Every notebook is executed again, alone in an environment with torch and Jupyter only; nbval compares the stored outputs
-# where they are deterministic.
 notebooks: $(VENV)/installed
 	$(PYTEST) tests/test_colab.py
+
+# What takes too long for every change: practice notebooks alone, runs killed and split up many times over, a long fuzz of
+# the grader, and comparisons with TRL and math-verify; then the oldest versions that pyproject.toml allows.
+nightly: $(VENV)/installed oldest
+	$(BIN)/python $(INSTALL) -c requirements.txt -e ".[bench,audit]"
+	RFS_NIGHTLY=1 RFS_FUZZ=1000000 $(PYTEST) tests -m "nightly or not nightly" --durations=30
+
+# torch itself stays at the pinned version unless OLDEST_TORCH says another: its older builds for Linux bring CUDA along.
+OLDEST_TORCH ?= $(shell grep '^torch==' requirements.txt)
+oldest:
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python $(INSTALL) $$($(PYTHON) tools/oldest.py) "$(OLDEST_TORCH)"
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n logical tests --ignore=tests/test_colab.py --ignore=tests/test_notebooks.py --ignore=tests/test_book.py
 
 # For authors: write rfs_utils/chNN.py from the notebooks; execute all notebooks and store their outputs.
 export: $(VENV)/installed
@@ -42,10 +58,10 @@ book: $(VENV)/installed
 	$(BIN)/python docs/book.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) .venv-oldest build *.egg-info
 
 $(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	$(BIN)/python $(INSTALL) -r requirements.txt
+	$(BIN)/python $(INSTALL) --no-deps -e .
 	touch $@

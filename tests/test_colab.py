@@ -9,8 +9,10 @@ import shutil
 import subprocess
 import sys
 import venv
+from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from notebooks import ROOT, all_notebooks, has_solutions, practice_path
 
 PINS = (ROOT / "requirements.txt").read_text().split()
@@ -19,37 +21,45 @@ TORCH = next(pin for pin in PINS if pin.startswith("torch=="))
 PINNED = {"PIP_CONSTRAINT": (ROOT / "requirements.txt").as_uri()}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def bare_environment(tmp_path_factory):
     """Its python, with torch and Jupyter, a wheel of the package that is not installed in it, a folder for Matplotlib.
 
     Matplotlib keeps a list of the fonts it found, for all environments of a user, and warns when it has to make it anew
     or misses one. With a list of its own, complete from the start, no cell has such a warning in its output.
     """
-    folder = tmp_path_factory.mktemp("colab")
-    venv.create(folder / "venv", with_pip=True)
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "bare"  # one for all workers
     python = folder / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    install = [python, "-m", "pip", "install", "-q", TORCH, "jupyterlab", "pytest", "nbval"]
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "ready").exists():
+            make_environment(folder, python)
+            (folder / "ready").touch()
+    return python, next((folder / "wheel").glob("*.whl")), folder / "matplotlib"
+
+
+def make_environment(folder: Path, python: Path) -> None:
+    """Install torch and Jupyter, build the wheel, and list the fonts."""
+    venv.create(folder / "venv", with_pip=True)
+    install = [python, "-m", "pip", "install", "-q", TORCH, "ipykernel", "pytest", "nbval"]
     subprocess.run(install, check=True, env=os.environ | PINNED)
-    # From a copy: a build leaves files beside what it builds, and another process may be building, too.
-    source = folder / "source"
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        source.mkdir(exist_ok=True)
-        shutil.copy(ROOT / name, source)
+    source = folder / "source"  # a copy, since a build leaves files beside what it builds
     shutil.copytree(ROOT / "rfs_utils", source / "rfs_utils", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
     wheel = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder / "wheel"), str(source)]
     subprocess.run(wheel, check=True)
-    fonts = folder / "matplotlib"
     listed = [sys.executable, "-c", "import matplotlib.font_manager"]
-    subprocess.run(listed, check=True, env=os.environ | {"MPLCONFIGDIR": str(fonts)})
-    return python, next((folder / "wheel").glob("*.whl")), fonts
+    subprocess.run(listed, check=True, env=os.environ | {"MPLCONFIGDIR": str(folder / "matplotlib")})
 
 
 NOTEBOOKS = all_notebooks()
 PRACTICE = [practice_path(path) for path in NOTEBOOKS if has_solutions(path)]
+# `test_notebooks.py` runs these without their long trainings; all of them are left to the night.
+AT_NIGHT = [pytest.param(path, marks=pytest.mark.nightly) for path in PRACTICE]
 
 
-@pytest.mark.parametrize("path", [*NOTEBOOKS, *PRACTICE], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [*NOTEBOOKS, *AT_NIGHT], ids=lambda p: p.stem)
 def test_notebook_runs_alone(path, bare_environment, tmp_path):
     python, wheel, fonts = bare_environment
     shutil.copy(path, tmp_path)

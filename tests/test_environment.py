@@ -23,7 +23,7 @@ def names(requirements: list[str]) -> dict[str, Requirement]:
 def test_conda_and_pip_install_the_same():
     text = (ROOT / "environment.yml").read_text()
     listed = re.findall(r"^      - ([a-z_]\S+)$", text, flags=re.MULTILINE)
-    assert sorted(listed) == sorted(PROJECT["dependencies"])
+    assert sorted(listed) == sorted(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["lab"])
     assert f"python{PROJECT['requires-python']}" in text
 
 
@@ -38,7 +38,7 @@ def test_pins_lie_within_the_ranges():
     lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
     pinned = names([line for line in lines if line])
     extras = PROJECT["optional-dependencies"]
-    ranges = names(PROJECT["dependencies"] + extras["dev"] + extras["book"])
+    ranges = names(PROJECT["dependencies"] + extras["lab"] + extras["dev"] + extras["book"])
     assert pinned.keys() == ranges.keys()
     for name, pin in pinned.items():
         (exact,) = pin.specifier

@@ -11,6 +11,7 @@ from test_grading import CASES, own_pairs
 
 from rfs_utils.grading import grade_answer
 
+pytestmark = pytest.mark.nightly
 math_verify = pytest.importorskip("math_verify", reason="math-verify is not installed")
 
 

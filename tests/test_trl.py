@@ -10,6 +10,7 @@ from rfs_utils.ch06 import Rollouts, response_logprobs
 from rfs_utils.ch07 import METHODS, compute_advantages, policy_loss
 from rfs_utils.models import WEIGHTS_DIR, load_model_and_tokenizer
 
+pytestmark = pytest.mark.nightly
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
 
