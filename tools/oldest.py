@@ -1,4 +1,4 @@
-"""Print the oldest versions that pyproject.toml allows, as pins for pip; torch, which is large, is left to the caller."""
+"""Print the oldest versions that pyproject.toml allows, as pins for pip; torch, which is large, is the caller's."""
 
 import re
 from pathlib import Path

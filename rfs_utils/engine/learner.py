@@ -116,7 +116,8 @@ class Learner:
         if config.memory == "low":
             return_freed_memory()
         cast_weights(model, torch.float32 if config.shard else self.plan.dtype)
-        use_lean_norms(model)
+        if self.plan.dtype == torch.bfloat16:
+            use_lean_norms(model)
         self.method = config.resolved_method()
         self.rewards = parse_rewards(config.rewards)
         self.reference = copy.deepcopy(model).requires_grad_(False) if self.method.kl_coef else None
