@@ -4,9 +4,9 @@ import sys
 
 from rfs_utils.cli import main
 from rfs_utils.data import generate_tiny_problems
-from rfs_utils.runs import run as trainer
+from rfs_utils.runs import held_out
 
-trainer.generate_tiny_problems = lambda n, *args, **options: generate_tiny_problems(min(n, 10), *args, **options)
+held_out.generate_tiny_problems = lambda n, *args, **options: generate_tiny_problems(min(n, 10), *args, **options)
 
 
 def every_second(responses, examples, **info):

@@ -23,6 +23,7 @@ from rfs_utils.engine.config import TrainConfig, read_config
 from rfs_utils.engine.learner import Learner, Problems
 from rfs_utils.evaluate import Evaluation
 from rfs_utils.models import save_model
+from rfs_utils.runs import held_out
 from rfs_utils.runs import run as trainer
 from rfs_utils.runs.folder import append_lines, checkpoint_steps, cut_log
 from rfs_utils.runs.watch import Watch
@@ -34,7 +35,7 @@ FAST = ["--steps", "2", "--prompts-per-step", "2", "--num-rollouts", "4", "--max
 def small_evaluation(monkeypatch):
     """Ten held-out problems in place of hundreds: these tests are about files and messages."""
     few = lambda n, *args, **options: generate_tiny_problems(min(n, 10), *args, **options)  # noqa: E731
-    monkeypatch.setattr(trainer, "generate_tiny_problems", few)
+    monkeypatch.setattr(held_out, "generate_tiny_problems", few)
 
 
 def run(tmp_path, monkeypatch, *arguments) -> int:
@@ -448,10 +449,10 @@ def test_a_run_that_does_not_fit_the_memory_ends_with_advice(tmp_path, monkeypat
 
 def test_harder_problems_get_twice_the_room_or_as_much_as_there_is(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(trainer, "evaluate_model", lambda *args, **options: asked.append(args[4]) or Evaluation([]))
-    learner, held_out = trainer.prepare(TrainConfig(max_new_tokens=300))
-    held_out.evaluate(learner, held_out.harder, room=2)
-    held_out.evaluate(learner, held_out.problems)
+    monkeypatch.setattr(held_out, "evaluate_model", lambda *args, **options: asked.append(args[4]) or Evaluation([]))
+    learner, problems = trainer.prepare(TrainConfig(max_new_tokens=300))
+    problems.evaluate(learner, problems.harder, room=2)
+    problems.evaluate(learner, problems.problems)
     assert 300 < asked[0] < 512 - 60 and asked[1] == 300
 
 

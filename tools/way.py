@@ -2,7 +2,7 @@
 
     python tools/way.py
 
-A function counts once, when it is called for the first time; a module that is entered again after another one is a return.
+A function counts once, when it is first called; a module entered again after another one is a return.
 """
 
 import sys

@@ -12,19 +12,11 @@ import torch
 from tqdm import tqdm
 
 from ..ch06 import append_csv_metrics
-from ..data import HARDER_LEVELS, generate_tiny_problems, problem_set
 from ..engine import parallel
 from ..engine.config import TrainConfig, format_config, read_config
 from ..engine.learner import Learner, training_problems
-from ..engine.rollouts import cache_bytes_per_token
 from ..engine.sharding import gathered
-from ..evaluate import (
-    Evaluation,
-    check_room,
-    evaluate_model,
-    level_name,
-    longest_prompt,
-)
+from ..evaluate import check_room
 from ..models import get_device, load_model_and_tokenizer, save_model
 from ..plots import plot_training, save_figure
 from .folder import (
@@ -41,6 +33,7 @@ from .folder import (
     write_json,
     write_text,
 )
+from .held_out import HeldOut
 from .page import write_page
 from .watch import MAX_SKIPPED, Watch, collapsed
 
@@ -61,7 +54,7 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> dict:
     return Run(learner, held_out, folder, report).go()
 
 
-def evaluate_before(learner: Learner, held_out: "HeldOut", folder: Path) -> None:
+def evaluate_before(learner: Learner, held_out: HeldOut, folder: Path) -> None:
     """Keep what the model could do before the first step."""
     parallel.on_main(write_json, folder / "before.json", held_out.summary(learner))
 
@@ -99,7 +92,7 @@ def resume(folder: str | Path, report: Callable[[str], None] = print, changes: d
     return run.go()
 
 
-def prepare(config: TrainConfig) -> tuple[Learner, "HeldOut"]:
+def prepare(config: TrainConfig) -> tuple[Learner, HeldOut]:
     """The learner and the held-out problems that a config asks for."""
     device = torch.device("cpu") if config.model.startswith("tiny") else get_device()
     model, tokenizer = load_model_and_tokenizer(config.model, device)
@@ -109,59 +102,6 @@ def prepare(config: TrainConfig) -> tuple[Learner, "HeldOut"]:
     for problems in (learner.problems.problems, held_out.problems):
         check_room(model, tokenizer, problems, config.max_new_tokens)
     return learner, held_out
-
-
-class HeldOut:
-    """Problems that no training sees; every process answers its part of them."""
-
-    def __init__(self, config: TrainConfig):
-        self.config = config
-        data = config.eval_data
-        if data == "auto" and config.data not in ("tiny", "math-train"):
-            raise ValueError(f"training on {config.data} needs held-out problems: give a file of them with --eval-data")
-        if data == "auto":
-            data = "tiny" if config.data == "tiny" else "math500"
-        if data == "tiny":
-            self.problems = generate_tiny_problems(500, "test", seed=0)
-            self.harder = generate_tiny_problems(150, "test", HARDER_LEVELS, seed=0)
-        else:
-            self.problems, self.harder = problem_set(data, "test")[: config.eval_problems], []
-
-    def evaluate(self, learner: Learner, problems: list[dict], room: int = 1, progress: bool = False) -> Evaluation:
-        """Greedy answers of at most `room * max_new_tokens`, or as many as fit."""
-        own = problems[parallel.own_part(len(problems))]
-        limit = room * self.config.max_new_tokens
-        if room > 1:
-            limit = min(limit, learner.model.cfg["context_length"] - longest_prompt(learner.tokenizer, problems))
-        tokens = 256 + limit  # of a row, with a prompt of the usual length
-        records = []
-        with gathered(learner.model):
-            rows = learner.plan.cache_bytes // (cache_bytes_per_token(learner.model) * tokens)
-            if own:
-                records = evaluate_model(
-                    learner.model, learner.tokenizer, own, learner.device, limit,
-                    batch_size=max(1, min(128, rows)), progress=progress and parallel.rank() == 0,
-                ).records  # fmt: skip
-        return Evaluation([record for part in parallel.gather(records) for record in part])
-
-    def summary(self, learner: Learner) -> dict:
-        """Accuracy and mean response tokens, overall and by level, and three answers."""
-        result = self.evaluate(learner, self.problems, progress=True)
-        # The longest chains need more room than training gives.
-        harder = self.evaluate(learner, self.harder, room=2) if self.harder else None
-        return {
-            "all": [result.accuracy, result.mean_tokens],
-            "levels": {level: [part.accuracy, part.mean_tokens] for level, part in result.by("level").items()},
-            "harder": harder and {k: [part.accuracy, part.mean_tokens] for k, part in harder.by("level").items()},
-            "harder_accuracy": harder and harder.accuracy,
-            "responses": [result.records[i]["response"] for i in self.example_indices()],
-        }
-
-    def example_indices(self) -> list[int]:
-        """Three different problems to show, if there are as many: of levels 1, 3 and 5 where the set has them."""
-        levels = [level_name(problem.get("level")) for problem in self.problems]
-        wanted = [levels.index(level) for level in ("Level 1", "Level 3", "Level 5") if level in levels]
-        return list(dict.fromkeys([*wanted, *range(len(levels))]))[:3]
 
 
 class RunStopped(Exception):
