@@ -24,8 +24,6 @@ class Files:
     content: dict[str, bytes] = field(default_factory=dict)
     faults: dict[str, list] = field(default_factory=dict)
     everywhere: int | None = None  # a status for every request
-    etags: bool = True
-    ranges: bool = True
     log: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, Range header
     url: str = ""
 
@@ -94,16 +92,15 @@ class Handler(BaseHTTPRequestHandler):
         body = files.content[path]
         large = path.endswith((".safetensors", ".pth"))
         headers = {"X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-        if files.etags:
-            headers["ETag"] = f'"{sha256(body) if large else git_sha(body)}"'
+        headers["ETag"] = f'"{sha256(body) if large else git_sha(body)}"'
         if large:
-            headers |= {"X-Linked-ETag": headers.get("ETag", ""), "X-Linked-Size": str(len(body))}
+            headers |= {"X-Linked-ETag": headers["ETag"], "X-Linked-Size": str(len(body))}
         if fault == "corrupt":
             body = bytes([body[0] ^ 1]) + body[1:-1] + bytes([body[-1] ^ 1])
         status = 200
         ranged = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
         condition = self.headers.get("If-Range")
-        if ranged and files.ranges and condition in (None, headers.get("ETag")):
+        if ranged and condition in (None, headers["ETag"]):
             start = int(ranged[1])
             headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
             status, body = 206, body[start:]

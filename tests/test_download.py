@@ -80,35 +80,17 @@ def test_whole_file_arrives(server):
     assert len(server.log) == 1
 
 
-def test_download_cut_at_40_percent_is_continued(server, waits):
+def test_download_cut_at_40_percent_begins_again(server):
     server.content["/file"] = BODY
     server.faults["/file"] = ["cut", "cut"]
     assert download_bytes(f"{server.url}/file") == BODY
-    starts = [int(re.fullmatch(r"bytes=(\d+)-", ranged)[1]) for ranged in server.gets("/file")[1:]]
-    cut = int(len(BODY) * 0.4)
-    assert cut - download._CHUNK < starts[0] <= cut < starts[1]
-    assert (server.gets("/file")[0], len(starts), waits) == (None, 2, [1.0, 2.0])
-
-
-@pytest.mark.parametrize("lacking", ["etags", "ranges"])
-def test_without_marks_or_ranges_it_starts_over(server, lacking):
-    server.content["/file"] = BODY
-    server.faults["/file"] = ["cut"]
-    setattr(server, lacking, False)
-    assert download_bytes(f"{server.url}/file") == BODY
-
-
-def test_content_that_changed_in_between_is_not_mixed(server, monkeypatch):
-    server.content["/file"] = BODY
-    server.faults["/file"] = ["cut"]
-    monkeypatch.setattr(time, "sleep", lambda seconds: server.content.update({"/file": BODY[::-1]}))
-    assert download_bytes(f"{server.url}/file") == BODY[::-1]
+    assert len(server.log) == 3
 
 
 def test_cut_forever_ends(server):
     server.content["/file"] = BODY
     server.faults["/file"] = ["cut", "forever"]
-    with pytest.raises(ValueError, match=r"broke off after \d+ bytes, 4 times"):
+    with pytest.raises(ValueError, match="the transfer broke off every time"):
         download_bytes(f"{server.url}/file")
     assert len(server.log) == 4
 
@@ -122,9 +104,9 @@ def test_too_many_requests_is_waited_out(server, waits):
 
 def test_server_error_forever_ends(server, waits):
     server.everywhere = 500
-    with pytest.raises(ValueError, match="the server answered 500, 4 times"):
+    with pytest.raises(ValueError, match="the server answered 500"):
         download_bytes(f"{server.url}/file")
-    assert (len(server.log), waits) == (4, [1.0, 2.0, 4.0])
+    assert (len(server.log), waits) == (4, [2.0, 4.0])  # urllib3's first retry comes at once
 
 
 def test_not_found_is_not_asked_again(server, waits):
@@ -134,18 +116,19 @@ def test_not_found_is_not_asked_again(server, waits):
 
 
 def test_no_network_ends_soon(waits):
-    with pytest.raises(ValueError, match="no connection to the server, 2 times"):
+    with pytest.raises(ValueError, match="no connection to the server"):
         download_bytes(f"{nowhere()}/file")
-    assert waits == [1.0]
+    assert waits == []
 
 
-def test_every_wait_is_announced(server, capsys):
+def test_every_retry_is_announced(server, capsys):
     server.content["/file"] = BODY
-    server.faults["/file"] = [500, "cut"]
+    server.faults["/file"] = [500, 500, 429, "cut"]
     assert download_bytes(f"{server.url}/file") == BODY
-    first, second = capsys.readouterr().err.splitlines()
-    assert first == f"{server.url}/file: the server answered 500; trying again in 1 s"
-    assert re.fullmatch(r".*/file: the transfer broke off after \d+ bytes; trying again in 2 s", second)
+    reasons = [f"the server answered {status}" for status in (500, 500, 429)] + ["the transfer broke off"]
+    ends = ["", " in 2 s", " in 1 s", ""]
+    lines = [f"{server.url}/file: {reason}; trying again{end}" for reason, end in zip(reasons, ends, strict=True)]
+    assert capsys.readouterr().err.splitlines() == lines
 
 
 def test_the_next_address_is_announced(server, capsys):
@@ -158,7 +141,7 @@ def test_the_next_address_is_announced(server, capsys):
 def test_silent_server_ends():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/file"
-        with pytest.raises(ValueError, match="did not answer in time, 2 times"):
+        with pytest.raises(ValueError, match="did not answer in time"):
             download_bytes(url, timeout=0.05, retries=1)
 
 
@@ -361,17 +344,6 @@ def test_small_files_are_compared_too(hub):
     hub.faults[config] = ["corrupt"]
     assert loads()
     assert len(hub.gets(config)) == 2
-
-
-def test_file_that_was_damaged_in_the_cache_is_fetched_again(hub, tmp_path):
-    assert loads()
-    blob = next((tmp_path / "cache").rglob("model.safetensors")).resolve()
-    content = bytearray(blob.read_bytes())
-    content[-1] ^= 1
-    blob.chmod(0o644)
-    blob.write_bytes(content)
-    assert loads()
-    assert len(hub.gets(WEIGHTS)) == 2
 
 
 def test_model_that_is_not_there(hub, waits):
