@@ -8,12 +8,13 @@ A large model's token costs what it takes to read the weights. A CPU's bfloat16 
 own, into which torch otherwise brings them at every call; here that is done once for all tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 
-from .qwen3 import KVCache, Qwen3Model
+from .qwen3 import KVCache, Qwen3Model, TransformerBlock
 
 STACK_BELOW = 2**26  # bytes of weights; stacking copies them, and a larger model's time goes into reading them
 Product = Callable[..., torch.Tensor]  # of some rows, (batch, in), and a weight; with a second argument, added to that
@@ -66,7 +67,7 @@ class StackedDecoder:
         self.eps, self.head_dim = cfg["rms_norm_eps"], cfg["head_dim"]
         self.n_heads, self.n_kv = cfg["n_heads"], cfg["n_kv_groups"]
         self.blocks = []
-        for block in model.trf_blocks:
+        for block in cast(Iterable[TransformerBlock], model.trf_blocks):
             att, ff = block.att, block.ff
             scales = [att.q_norm.scale.expand(self.n_heads, -1), att.k_norm.scale.expand(self.n_kv, -1)]
             self.blocks.append((

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
+from cycler import cycler
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
@@ -45,7 +46,7 @@ STYLE = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "axes.prop_cycle": matplotlib.cycler(color=CYCLE, linestyle=["-", "--", "-.", ":", "-", "--"]),
+    "axes.prop_cycle": cycler(color=CYCLE, linestyle=["-", "--", "-.", ":", "-", "--"]),
     "axes.titlesize": 14,
     "axes.titlelocation": "left",
     "axes.labelsize": 13,
@@ -74,9 +75,10 @@ def set_style() -> None:
     matplotlib.rcParams.update(STYLE)
 
 
-def tint(color: str, strength: float = 0.18) -> str:
-    """Mix `color` with white: strength 1 is the colour itself, 0 is white."""
-    return to_hex([strength * c + 1 - strength for c in to_rgb(color)])
+def tint(color: str, strength: float = 0.18, other: str = "white") -> str:
+    """Mix `color` with white or another colour: strength 1 is the colour itself, 0 is the other."""
+    red, green, blue = (strength * c + (1 - strength) * d for c, d in zip(to_rgb(color), to_rgb(other), strict=True))
+    return to_hex((red, green, blue))
 
 
 def _png(fig: Figure) -> bytes:
@@ -85,8 +87,9 @@ def _png(fig: Figure) -> bytes:
     Without the version stamp, the same library always gives the same bytes.
     """
     buffer = io.BytesIO()
+    width, height = map(float, fig.get_size_inches())
     card = FancyBboxPatch(
-        (0, 0), *fig.get_size_inches(), boxstyle=f"round,pad=0,rounding_size={ROUNDING}", fc=CARD, lw=0,
+        (0, 0), width, height, boxstyle=f"round,pad=0,rounding_size={ROUNDING}", fc=CARD, lw=0,
         zorder=-1, transform=fig.dpi_scale_trans,
     )  # fmt: skip
     with matplotlib.rc_context(STYLE):
@@ -195,9 +198,9 @@ Metrics = Mapping[str, Sequence] | Sequence[Mapping]
 def _series(metrics: Metrics, name: str) -> tuple[list[float], list[float]]:
     """The steps at which column `name` has a value, and these values."""
     if isinstance(metrics, Mapping):
-        pairs = zip(metrics.get("step", ()), metrics.get(name, ()), strict=False)
+        pairs = list(zip(metrics.get("step", ()), metrics.get(name, ()), strict=False))
     else:
-        pairs = ((row.get("step"), row.get(name)) for row in metrics)
+        pairs = [(row.get("step"), row.get(name)) for row in metrics]
     kept = [(float(s), float(v)) for s, v in pairs if s not in (None, "") and v not in (None, "")]
     kept = [(s, v) for s, v in kept if math.isfinite(v)]
     return [s for s, _ in kept], [v for _, v in kept]
@@ -222,7 +225,7 @@ def plot_training(metrics: Metrics, evals: Metrics | None = None) -> Figure:
     evals = metrics if evals is None else evals
     reward, length = _series(metrics, "reward_avg"), _series(metrics, "avg_response_len")
     eval_tokens, accuracy = _series(evals, "eval_tokens"), _series(evals, "eval_accuracy")
-    panels = []
+    panels: list[tuple] = []
     if reward[0]:
         panels.append(("Mean reward", REWARD, reward, None))
     if length[0] or eval_tokens[0]:
@@ -242,7 +245,7 @@ def plot_training(metrics: Metrics, evals: Metrics | None = None) -> Figure:
                 window = max(3, len(values) // 10) | 1  # odd, about a tenth of the run
                 ax.plot(steps, values, "-", color=color, lw=0.9, alpha=0.75, label="each step")
                 if len(values) > window:
-                    dark = to_hex([0.6 * c for c in to_rgb(color)])
+                    dark = tint(color, 0.6, "black")
                     smooth = _smooth(values, window)
                     ax.plot(steps, smooth, "-", color=dark, lw=2.8, label=f"mean of {window} steps")
             if points and points[0]:

@@ -5,6 +5,8 @@ purpose: the output head shares the embedding's weights (as Qwen3-0.6B was train
 sequence lives in the cache, so that one model can serve several caches.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -49,7 +51,8 @@ class KVCache:
     differentiable = False  # the buffers are overwritten in place, which autograd does not allow
 
     def __init__(self, n_layers: int, capacity: int = 0):
-        self.layers: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * n_layers
+        self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # filled as the first tokens pass
+        self.n_layers = n_layers
         self.capacity = capacity
         self.length = 0
         self.num_pad: torch.Tensor | None = None
@@ -57,7 +60,7 @@ class KVCache:
     def update(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Append keys and values, each (batch, kv_heads, new, head_dim); return all of them so far."""
         end = self.length + k.shape[2]
-        if self.layers[layer] is None or self.layers[layer][0].shape[2] < end:
+        if layer not in self.layers or self.layers[layer][0].shape[2] < end:
             self._grow(layer, k, v, max(end, self.capacity, 2 * self.length))
         keys, values = self.layers[layer]
         keys[:, :, self.length : end] = k
@@ -66,10 +69,10 @@ class KVCache:
 
     def _grow(self, layer: int, k: torch.Tensor, v: torch.Tensor, size: int) -> None:
         room = [x.new_empty(*x.shape[:2], size, x.shape[3]) for x in (k, v)]
-        if self.layers[layer] is not None:
+        if layer in self.layers:
             for new, old in zip(room, self.layers[layer], strict=True):
                 new[:, :, : self.length] = old[:, :, : self.length]
-        self.layers[layer] = tuple(room)
+        self.layers[layer] = (room[0], room[1])
 
     def repeat(self, n: int) -> None:
         """Repeat every row `n` times, row by row: one prefilled prompt becomes a group of `n`."""
@@ -79,10 +82,9 @@ class KVCache:
         """Keep only the given rows, an index tensor: the others have finished."""
         self._map(lambda x: x[rows])
 
-    def _map(self, f) -> None:
-        for layer, kv in enumerate(self.layers):  # one at a time, so that only one layer exists twice
-            if kv is not None:
-                self.layers[layer] = (f(kv[0]), f(kv[1]))
+    def _map(self, f: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        for layer, (keys, values) in self.layers.items():  # one at a time, so that only one layer exists twice
+            self.layers[layer] = (f(keys), f(values))
         if self.num_pad is not None:
             self.num_pad = f(self.num_pad)
 
@@ -181,6 +183,9 @@ class Qwen3Model(nn.Module):
     block and computes the rest again in the backward pass: less memory, a third more time, the same gradient.
     """
 
+    cos: torch.Tensor
+    sin: torch.Tensor
+
     def __init__(self, cfg: dict):
         super().__init__()
         self.cfg = cfg
@@ -251,15 +256,14 @@ class Qwen3Model(nn.Module):
         dtype = self.tok_emb.weight.dtype
         slots = torch.arange(end, device=self.cos.device)
         queries = slots[start:]
-        mask = None
-        if start > 0 and len(queries) > 1 or num_pad is not None:
-            mask = (slots[None, :] <= queries[:, None])[None, None]
+        causal = (slots[None, :] <= queries[:, None])[None, None]
         if num_pad is None:
+            mask = causal if start > 0 and len(queries) > 1 else None
             return (self.cos[start:end].to(dtype), self.sin[start:end].to(dtype)), mask
         real = slots[None, :] >= num_pad[:, None]
         # A padding query may see itself, because a row without any key would turn into NaN.
         itself = slots[None, :] == queries[:, None]
-        mask = (mask & real[:, None, None, :]) | itself
+        mask = (causal & real[:, None, None, :]) | itself
         positions = (queries[None, :] - num_pad[:, None]).clamp(min=0)
         rope = (self.cos[positions][:, None].to(dtype), self.sin[positions][:, None].to(dtype))
         return rope, mask

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from ..ch06 import Rollouts
-from ..qwen3 import Qwen3Model
+from ..qwen3 import KVCache, Qwen3Model
 from ..sampling import top_p_filter
 
 # --- log-probabilities in chunks ------------------------------------------------------------------
@@ -89,8 +89,8 @@ def chunked_logprobs(
 # --- prompts read once ----------------------------------------------------------------------------
 
 
-class PromptKV:
-    """Keys and values of prompts, with their gradient; stands where a KVCache would, but nothing is overwritten.
+class PromptKV(KVCache):
+    """Keys and values of prompts, with their gradient: nothing is overwritten.
 
     Empty, it records a forward pass over prompts. `continued(rows)` is what responses see in front of themselves.
     """
@@ -98,23 +98,20 @@ class PromptKV:
     differentiable = True
 
     def __init__(self, n_layers: int):
-        self.layers: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * n_layers
+        super().__init__(n_layers)
         self.rows: torch.Tensor | None = None  # the prompt of every response
-        self.length = 0
-        self.num_pad: torch.Tensor | None = None
 
     def update(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values that the new tokens see: with gradient checkpointing called again in the backward pass."""
         if self.rows is None:
-            if self.layers[layer] is None:
-                self.layers[layer] = (k, v)
+            self.layers.setdefault(layer, (k, v))
             return k, v
-        past = (x.index_select(0, self.rows) for x in self.layers[layer])
-        return tuple(torch.cat([old, new], dim=2) for old, new in zip(past, (k, v), strict=True))
+        keys, values = (x.index_select(0, self.rows) for x in self.layers[layer])
+        return torch.cat([keys, k], dim=2), torch.cat([values, v], dim=2)
 
     def continued(self, rows: torch.Tensor) -> "PromptKV":
         """The same prompts in front of a batch of responses; `rows`, (batch,), is the prompt of each."""
-        other = PromptKV(len(self.layers))
+        other = PromptKV(self.n_layers)
         other.layers, other.length, other.rows = self.layers, self.length, rows
         other.num_pad = None if self.num_pad is None else self.num_pad[rows]
         return other
@@ -126,11 +123,11 @@ class PromptStates:
     def __init__(self, model: Qwen3Model, ids: torch.Tensor, num_pad: torch.Tensor | None):
         self.cache = PromptKV(model.cfg["n_layers"])
         last = model.hidden_states(ids, self.cache, num_pad)[:, -1]  # predicts the first response token
-        self.outputs = [last] + [x for kv in self.cache.layers for x in kv]
+        self.outputs = [last] + [x for kv in self.cache.layers.values() for x in kv]
         # Responses see copies outside of the graph. Each micro-batch's backward pass ends there.
         self.leaves = [x.detach().requires_grad_(x.requires_grad) for x in self.outputs]
         self.last = self.leaves[0]
-        self.cache.layers = list(zip(self.leaves[1::2], self.leaves[2::2], strict=True))
+        self.cache.layers = dict(enumerate(zip(self.leaves[1::2], self.leaves[2::2], strict=True)))
 
     def backward(self) -> None:
         """Pass the gradient that the responses have left on to the weights."""

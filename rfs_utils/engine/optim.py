@@ -7,7 +7,7 @@ cut off in a second bfloat16 tensor ("kahan"). Bytes a weight, gradient included
 "stochastic" 8, "8bit" 6.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -55,7 +55,8 @@ class LowMemoryAdamW(torch.optim.Optimizer):
                 raise ValueError(f"weights must be float32 or bfloat16, got {p.dtype}")
             # Norm weights are too few to matter, and do not fill blocks.
             compact = byte_states and p.numel() % BLOCK == 0 and p.numel() >= 16 * BLOCK
-            self.state[p] = state = {"step": 0}
+            state: dict = {"step": 0}
+            self.state[p] = state
             for key, code_type in (("mean", torch.int8), ("root", torch.uint8)):
                 dtype = code_type if compact else torch.bfloat16
                 state[key] = torch.zeros(p.numel(), dtype=dtype, device=p.device)
@@ -117,7 +118,7 @@ class Noise:
         self.piece = min(piece, -(-largest // BLOCK) * BLOCK)
         self.integers = torch.randint(0, 2**16, (2 * self.piece,), dtype=torch.int32, device=device)
         self.fractions = self.integers / 2**16
-        self.places = iter(())
+        self.places: Iterator[int] = iter(())
 
     def _stretch(self, buffer: torch.Tensor, n: int) -> torch.Tensor:
         place = next(self.places, None)

@@ -97,7 +97,8 @@ def add_gradients(model: Qwen3Model) -> None:
 
 @torch.no_grad()
 def _add_bucket(bucket: list[torch.nn.Parameter]) -> None:
-    flat = torch.cat([p.grad.flatten().float() for p in bucket])
+    grads = [p.grad for p in bucket if p.grad is not None]  # all have one
+    flat = torch.cat([grad.flatten().float() for grad in grads])
     dist.all_reduce(flat)
-    for p, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
-        p.grad.copy_(part.view_as(p))
+    for grad, part in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+        grad.copy_(part.view_as(grad))

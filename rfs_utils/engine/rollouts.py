@@ -52,12 +52,12 @@ def join_rollouts(batches: Sequence[Rollouts], pad_token_id: int) -> Rollouts:
     """One batch of rollouts from several: prompts padded on the left, responses on the right."""
     width = max(b.prompt_ids.shape[1] for b in batches)
     longest = max(b.tokens.shape[1] for b in batches)
-    prompt_ids, num_pad = [], []
+    prompt_ids, pads = [], []
     for b in batches:
         more = width - b.prompt_ids.shape[1]
         prompt_ids.append(F.pad(b.prompt_ids, (more, 0), value=pad_token_id))
-        num_pad.append((0 if b.num_pad is None else b.num_pad) + torch.full_like(b.lengths, more))
-    num_pad = torch.cat(num_pad)
+        pads.append((0 if b.num_pad is None else b.num_pad) + torch.full_like(b.lengths, more))
+    num_pad = torch.cat(pads)
     return Rollouts(
         prompt_ids=torch.cat(prompt_ids),
         num_pad=num_pad if bool(num_pad.any()) else None,

@@ -15,10 +15,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
+from torch import nn
 
 from ..hub.weights import to_hf_names
 from ..qwen3 import Qwen3Model
@@ -38,21 +40,22 @@ def shard(model: Qwen3Model, compute_dtype: torch.dtype) -> None:
     mesh = init_device_mesh(model.tok_emb.weight.device.type, (dist.get_world_size(),))
     exact = compute_dtype == model.tok_emb.weight.dtype
     policy = MixedPrecisionPolicy() if exact else MixedPrecisionPolicy(compute_dtype, reduce_dtype=torch.float32)
-    for module in (*model.trf_blocks, model):
+    whole: Any = model  # FSDP gives it methods that its class does not have
+    for module in (*whole.trf_blocks, whole):
         fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
         if not hasattr(module, "set_force_sum_reduction_for_comms"):
             raise ValueError(f"shard needs a newer torch than {torch.__version__}; 2.13 is tested")
         module.set_gradient_divide_factor(1.0)  # losses are divided by totals of the step already
         module.set_force_sum_reduction_for_comms(True)  # gloo can only add
-    model.set_reshard_after_backward(False)
-    model.set_requires_gradient_sync(False)
+    whole.set_reshard_after_backward(False)
+    whole.set_requires_gradient_sync(False)
     # FSDP watches `forward` and `hidden_states`, and must not be entered twice: `forward` calls the unwatched one.
     unwatched = model.hidden_states
-    model.forward = lambda in_idx, cache=None, num_pad=None: model.logits(unwatched(in_idx, cache, num_pad))
+    whole.forward = lambda in_idx, cache=None, num_pad=None: model.logits(unwatched(in_idx, cache, num_pad))
     register_fsdp_forward_method(model, "hidden_states")
 
 
-def is_sharded(model: Qwen3Model) -> bool:
+def is_sharded(model: nn.Module) -> bool:
     """Whether this process has only a part of each weight."""
     return hasattr(model, "unshard")
 
@@ -60,7 +63,7 @@ def is_sharded(model: Qwen3Model) -> bool:
 @contextmanager
 def gathered(model: Qwen3Model) -> Iterator[None]:
     """The whole model on every process; all must come in, and may come out at any time. For other models: nothing."""
-    modules = [module for module in model.modules() if is_sharded(module)]
+    modules: list[Any] = [module for module in model.modules() if is_sharded(module)]
     for module in modules:
         module.unshard()
     try:
@@ -76,10 +79,11 @@ def reduce_gradients(model: Qwen3Model) -> None:
     FSDP adds gradients up at the end of a backward pass. So all do one more, in which every weight has a part, over one
     token and with a gradient of zero.
     """
-    model.set_requires_gradient_sync(True)
+    whole: Any = model
+    whole.set_requires_gradient_sync(True)
     token = torch.zeros(1, 1, dtype=torch.long, device=model.tok_emb.weight.device)
     (model(token).sum() * 0).backward()
-    model.set_requires_gradient_sync(False)
+    whole.set_requires_gradient_sync(False)
 
 
 def full(tensor: torch.Tensor) -> torch.Tensor:
