@@ -5,6 +5,7 @@ them in the cache that all Hugging Face libraries share, honours HF_ENDPOINT, HF
 compares checksums when asked to.
 """
 
+import errno
 import os
 import sys
 import tempfile
@@ -77,7 +78,7 @@ def download_bytes(url: str, timeout: float = 30.0, retries: int = 3, wait: floa
     class Announced(Retry):
         def sleep(self, response=None):
             last = self.history[-1]
-            reason = f"the server answered {last.status}" if last.status else _reason(last.error)
+            reason = f"the server answered {last.status}" if last.status else _reason(last.error or ConnectionError(UNREACHED))
             seconds = (response is not None and self.get_retry_after(response)) or self.get_backoff_time()
             say(f"{url}: {reason}; trying again" + (f" in {seconds:g} s" if seconds else ""))
             super().sleep(response)
@@ -155,8 +156,10 @@ def download_model(repo_id: str, cache_dir: str | Path | None = None, retries: i
     from huggingface_hub import snapshot_download  # not at the top: it takes a while, and tiny models need no hub
 
     def fetch(local_files_only: bool) -> Path:
-        options = {"cache_dir": cache_dir, "allow_patterns": list(MODEL_FILES), "local_files_only": local_files_only}
-        return Path(snapshot_download(repo_id, **options))
+        found = snapshot_download(
+            repo_id, cache_dir=cache_dir, allow_patterns=list(MODEL_FILES), local_files_only=local_files_only
+        )
+        return Path(str(found))
 
     instead = (
         "copy the model's files from another machine into a folder and give that folder's path as the model, "
@@ -219,7 +222,7 @@ def _hub_reason(error: BaseException) -> tuple[str, bool]:
             return f"the server answered {status}, so there is no such file, or it is not public", False
         if status is not None:
             return f"the server answered {status}", status in PASSING
-        if type(link) in (OSError, PermissionError) and link.errno is not None:
+        if isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS):
             return f"{link.strerror} ({link.filename})", False
     return _reason(error), True
 
