@@ -78,7 +78,8 @@ def download_bytes(url: str, timeout: float = 30.0, retries: int = 3, wait: floa
     class Announced(Retry):
         def sleep(self, response=None):
             last = self.history[-1]
-            reason = f"the server answered {last.status}" if last.status else _reason(last.error or ConnectionError(UNREACHED))
+            cause = last.error or ConnectionError(UNREACHED)
+            reason = f"the server answered {last.status}" if last.status else _reason(cause)
             seconds = (response is not None and self.get_retry_after(response)) or self.get_backoff_time()
             say(f"{url}: {reason}; trying again" + (f" in {seconds:g} s" if seconds else ""))
             super().sleep(response)
