@@ -2,13 +2,22 @@
 
 import ctypes
 import fnmatch
+import glob
 import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # on Windows
+    fcntl = None
+
+UNFINISHED = ".unfinished"  # the end of the names of folders that are being filled
 
 
 @contextmanager
@@ -21,12 +30,39 @@ def new_folder(directory: str | Path, own: Collection[str] = ()) -> Iterator[Pat
     """
     directory = Path(os.path.realpath(directory))
     directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    remove_abandoned(directory)
+    temporary = Path(tempfile.mkdtemp(UNFINISHED, f".{directory.name}-", directory.parent))
+    lock = locked(temporary)
     try:
         yield temporary
         replace_folder(temporary, directory, own)
     finally:
+        if lock is not None:
+            os.close(lock)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_abandoned(directory: Path) -> None:
+    """Remove what earlier processes that were killed have left of `new_folder`: nobody holds a lock on it any more."""
+    for folder in directory.parent.glob(f".{glob.escape(directory.name)}-*{UNFINISHED}"):
+        if time.time() - folder.stat().st_mtime > 60:  # a new one has no lock yet
+            lock = locked(folder)
+            if lock is not None:
+                os.close(lock)
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def locked(folder: Path) -> int | None:
+    """A lock on a folder, to be closed; it goes with its process. None where another one has it, or there are none."""
+    if fcntl is None:
+        return None
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        return None
+    return lock
 
 
 def replace_folder(temporary: Path, directory: Path, own: Collection[str] = ()) -> None:

@@ -134,7 +134,7 @@ def model_directory(which_model: str | Path, local_dir: str | Path | None = None
 
 def own_model(folder: str | Path) -> Path | None:
     """The model directory that a folder is, or has in it as the folder of a run; None when there is none."""
-    folder = Path(folder)
+    folder = standing(Path(folder))
     places = (folder, standing(folder / "model"))
     return next((found for found in places if (found / "config.json").is_file()), None)
 

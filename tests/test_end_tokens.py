@@ -101,9 +101,11 @@ def test_streams_evaluation_and_training_know_both(pair):
     assert seen["responses"] == found.rollouts.texts
     last = found.rollouts.tokens.gather(1, found.rollouts.lengths[:, None] - 1).squeeze(1)
     assert set(last[~torch.tensor(expected)].tolist()) == set(tokenizer.eos_token_ids)
-    assert not is_end(found.rollouts.tokens, tokenizer.eos_token_ids).logical_and(
-        torch.arange(LIMIT) < found.rollouts.lengths[:, None] - 1
-    ).any(), "no answer goes on behind a stop id"
+    assert (
+        not is_end(found.rollouts.tokens, tokenizer.eos_token_ids)
+        .logical_and(torch.arange(LIMIT) < found.rollouts.lengths[:, None] - 1)
+        .any()
+    ), "no answer goes on behind a stop id"
 
 
 def test_dapos_mask_leaves_out_only_what_the_limit_cut_off(pair):
@@ -288,5 +290,3 @@ def test_a_prompt_without_any_token_is_refused_in_one_sentence(pair):
         ch06.sequence_logprob(model, torch.tensor([1, 2, 3]), 0)
     chat = make_tokenizer(apply_chat_template=True)  # whose format is a prompt by itself
     assert ch06.sample_response(model, chat, "", "cpu", 2)[1] == len(chat.encode(""))
-
-

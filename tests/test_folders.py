@@ -106,6 +106,22 @@ def test_what_is_not_the_models_stays_and_what_is_goes(tmp_path):
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
+def test_what_a_killed_process_left_is_removed_and_what_another_one_writes_is_not(tmp_path):
+    pytest.importorskip("fcntl")
+    target = make_directory(tmp_path / "model", seed=1)
+    names = {name: tmp_path / f".model-{name}{folders.UNFINISHED}" for name in ("left", "busy", "young")}
+    for path in [*names.values(), tmp_path / ".model-settings"]:
+        path.mkdir()
+        (path / "model.safetensors").touch()
+        if path != names["young"]:
+            os.utime(path, (0, 0))
+    lock = folders.locked(names["busy"])
+    save_model(make_model(seed=2), make_tokenizer(), target)
+    os.close(lock)
+    found = {path.name for path in tmp_path.iterdir()}
+    assert found == {"model", ".model-settings", names["busy"].name, names["young"].name}
+
+
 def test_a_link_to_a_model_stays_a_link(tmp_path):
     target = make_directory(tmp_path / "model", seed=1)
     (tmp_path / "latest").symlink_to("model")
