@@ -5,7 +5,7 @@ __all__ = ['sample_tokens', 'Rollouts', 'sample_batch', 'sample_response', 'rewa
            'token_logprobs', 'response_logprobs', 'policy_gradient_loss', 'compute_grpo_loss', 'update_weights',
            'save_checkpoint', 'append_csv_metrics', 'format_cell', 'held_out_metrics', 'log_step', 'train_rlvr_grpo']
 
-# %% ../ch06/ch06.ipynb #66d4a282
+# %% ../ch06/ch06.ipynb #7cab2aea
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -15,21 +15,22 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from .hub.weights import plain_names
 from .data import render_prompt
 from .decode import decoder
 from .grading import extract_final_candidate, grade_answer
 from .qwen3 import KVCache, Qwen3Model
-from .sampling import check_group, check_sampling, choose_token, top_p_filter
-from .tokenizer import Qwen3Tokenizer
+from .sampling import Stops, check_group, check_sampling, choose_token, is_end, top_p_filter
+from .tokenizer import Qwen3Tokenizer, encode_prompts, response_text, stop_ids
 
-# %% ../ch06/ch06.ipynb #6bf4f045
+# %% ../ch06/ch06.ipynb #dcd86eea
 def sample_tokens(
     model: Callable[..., torch.Tensor],
     logits: torch.Tensor,
     cache: KVCache,
     max_new_tokens: int,
-    eos_token_id: int | None,
-    temperature: float = 1.0,
+    eos_token_id: Stops,
+    temperature: float | None = 1.0,
     top_p: float | None = None,
     uniform: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -37,7 +38,8 @@ def sample_tokens(
 
     `logits`, (rows, vocab_size), predict the first new token. Returns the tokens and their log-probabilities as
     sampled, both (rows, longest response) with zeros after a row's end, and the lengths, (rows,), which count the
-    end-of-sequence token. `uniform`, (rows, max_new_tokens), decides the draws. Defined in ch06, 6.5.
+    end-of-sequence token; `eos_token_id` can be several. `uniform`, (rows, max_new_tokens), decides the draws.
+    Defined in ch06, 6.5.
     """
     rows, device = logits.shape[0], logits.device
     if uniform is None:
@@ -50,7 +52,7 @@ def sample_tokens(
         for t in range(max_new_tokens):
             new, logps[active, t] = choose_token(logits, temperature, top_p, uniform[active, t])
             tokens[active, t] = new
-            ended = new == (-1 if eos_token_id is None else eos_token_id)
+            ended = is_end(new, eos_token_id)
             if ended.any():
                 lengths[active[ended]] = t + 1
                 active, new = active[~ended], new[~ended]
@@ -62,7 +64,7 @@ def sample_tokens(
     longest = int(lengths.max())
     return tokens[:, :longest], logps[:, :longest], lengths
 
-# %% ../ch06/ch06.ipynb #1d74712c
+# %% ../ch06/ch06.ipynb #ea0161c9
 @dataclass
 class Rollouts:
     """A batch of N sampled responses; rows of the same prompt stand together."""
@@ -71,7 +73,7 @@ class Rollouts:
     num_pad: torch.Tensor | None  # (N,) number of padding positions, or None where no row has any
     tokens: torch.Tensor  # (N, T) responses, padded on the right
     lengths: torch.Tensor  # (N,) response lengths, the end-of-sequence token included
-    texts: list[str]  # N decoded responses
+    texts: list[str]  # N decoded responses, without the end-of-sequence token
     logps: torch.Tensor | None = None  # (N, T) log-probabilities as sampled, 0 at padding
 
     @property
@@ -80,7 +82,7 @@ class Rollouts:
         positions = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         return (positions[None, :] < self.lengths[:, None]).float()
 
-# %% ../ch06/ch06.ipynb #bdcc5011
+# %% ../ch06/ch06.ipynb #6f06f928
 @torch.no_grad()
 def sample_batch(
     model: Qwen3Model,
@@ -89,13 +91,13 @@ def sample_batch(
     device: torch.device | str,
     num_rollouts: int = 1,
     max_new_tokens: int = 512,
-    temperature: float = 0.8,
+    temperature: float | None = 0.8,
     top_p: float | None = 0.9,
     uniform: torch.Tensor | None = None,
 ) -> Rollouts:
     """`num_rollouts` responses to every prompt, each prompt read only once. Defined in ch06, 6.5."""
     check_sampling(max_new_tokens, temperature, top_p)
-    encoded = [tokenizer.encode(prompt) for prompt in prompts]
+    encoded = encode_prompts(tokenizer, prompts)
     width = max(len(ids) for ids in encoded)
     num_pad = torch.tensor([width - len(ids) for ids in encoded], device=device)
     prompt_ids = torch.tensor(
@@ -108,30 +110,30 @@ def sample_batch(
     cache.repeat(num_rollouts)
     tokens, logps, lengths = sample_tokens(
         decoder(model), logits.repeat_interleave(num_rollouts, dim=0), cache,
-        max_new_tokens, tokenizer.eos_token_id, temperature, top_p, uniform,
+        max_new_tokens, stop_ids(tokenizer), temperature, top_p, uniform,
     )  # fmt: skip
     return Rollouts(
         prompt_ids=prompt_ids.repeat_interleave(num_rollouts, dim=0),
         num_pad=None if num_pad is None else num_pad.repeat_interleave(num_rollouts, dim=0),
         tokens=tokens,
         lengths=lengths,
-        texts=[tokenizer.decode(row[:n]) for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True)],
+        texts=[response_text(tokenizer, row[:n]) for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True)],
         logps=logps,
     )
 
-# %% ../ch06/ch06.ipynb #f1998957
+# %% ../ch06/ch06.ipynb #a085b703
 def sample_response(
     model: Qwen3Model,
     tokenizer: Qwen3Tokenizer,
     prompt: str,
     device: torch.device | str,
     max_new_tokens: int = 512,
-    temperature: float = 0.8,
+    temperature: float | None = 0.8,
     top_p: float | None = 0.9,
 ) -> tuple[torch.Tensor, int, str]:
     """One sampled response: prompt and response ids, (tokens,); the prompt's length; the response's text.
 
-    Defined in ch06, 6.5.
+    The ids hold the end-of-sequence token, the text does not. Defined in ch06, 6.5.
     """
     one = sample_batch(model, tokenizer, [prompt], device, 1, max_new_tokens, temperature, top_p)
     full_token_ids = torch.cat([one.prompt_ids[0], one.tokens[0]])
@@ -152,26 +154,28 @@ def group_advantages(rewards: torch.Tensor, eps: float = 1e-4) -> torch.Tensor:
     std = rewards.std(dim=-1, keepdim=True)  # with n - 1 in the denominator, torch's default
     return (rewards - mean) / (std + eps)
 
-# %% ../ch06/ch06.ipynb #2f049ce1
+# %% ../ch06/ch06.ipynb #068ef604
 def sequence_logprob(model: Qwen3Model, token_ids: torch.Tensor, prompt_len: int) -> torch.Tensor:
     """Summed log-probability, a scalar, of the tokens after the prompt in ids of shape (tokens,).
 
-    Defined in ch06, 6.8.
+    Raises ValueError without a prompt, as nothing then predicts the first token. Defined in ch06, 6.8.
     """
+    if prompt_len < 1:
+        raise ValueError(f"prompt_len must be at least 1, got {prompt_len}")
     logits = model(token_ids[None])[0].float()
     logprobs = torch.log_softmax(logits[:-1], dim=-1)
     selected = logprobs.gather(1, token_ids[1:, None]).squeeze(1)
     return selected[prompt_len - 1 :].sum()
 
-# %% ../ch06/ch06.ipynb #269babfe
+# %% ../ch06/ch06.ipynb #a4fedee1
 def token_logprobs(
-    logits: torch.Tensor, tokens: torch.Tensor, temperature: float = 1.0, top_p: float | None = None
+    logits: torch.Tensor, tokens: torch.Tensor, temperature: float | None = 1.0, top_p: float | None = None
 ) -> torch.Tensor:
     """Log-probability of each token, (..., T), under logits, (..., T, vocab_size), as sampling drew it.
 
     Defined in ch06, 6.8.
     """
-    logits = logits.float() / temperature
+    logits = logits.float() / (1.0 if temperature is None else temperature)
     chosen = logits.gather(-1, tokens[..., None])
     if top_p is not None and top_p < 1:
         with torch.no_grad():  # which tokens were allowed is not differentiated
@@ -180,9 +184,9 @@ def token_logprobs(
         logits = logits.masked_fill(~allowed, float("-inf"))
     return chosen.squeeze(-1) - logits.logsumexp(dim=-1)
 
-# %% ../ch06/ch06.ipynb #eda245ef
+# %% ../ch06/ch06.ipynb #ee292546
 def response_logprobs(
-    model: Qwen3Model, rollouts: Rollouts, temperature: float = 1.0, top_p: float | None = None
+    model: Qwen3Model, rollouts: Rollouts, temperature: float | None = 1.0, top_p: float | None = None
 ) -> torch.Tensor:
     """Log-probabilities of all response tokens, (N, T), with gradient; use `rollouts.mask` for the padding.
 
@@ -201,7 +205,7 @@ def policy_gradient_loss(logps: torch.Tensor, advantages: torch.Tensor, mask: to
     """
     return -(advantages.detach() * (logps * mask).sum(dim=-1)).mean()
 
-# %% ../ch06/ch06.ipynb #5c8cca36
+# %% ../ch06/ch06.ipynb #67d24bee
 def compute_grpo_loss(
     model: Qwen3Model,
     tokenizer: Qwen3Tokenizer,
@@ -209,7 +213,7 @@ def compute_grpo_loss(
     device: torch.device | str,
     num_rollouts: int = 2,
     max_new_tokens: int = 256,
-    temperature: float = 0.8,
+    temperature: float | None = 0.8,
     top_p: float | None = 0.9,
 ) -> dict:
     """One group of rollouts for a problem, rewarded, compared and scored; `loss_tensor` carries the gradient.
@@ -254,14 +258,14 @@ def update_weights(model: Qwen3Model, optimizer: torch.optim.Optimizer, stats: d
     optimizer.step()
     return True
 
-# %% ../ch06/ch06.ipynb #d943e55d
+# %% ../ch06/ch06.ipynb #292d2bd4
 def save_checkpoint(model: Qwen3Model, checkpoint_dir: str | Path, step: int, suffix: str = "") -> Path:
     """Write the weights to `rlvr-grpo-stepNNNNN[-suffix].safetensors`; returns the path. Defined in ch06, 6.11."""
     checkpoint_dir = Path(checkpoint_dir)
     checkpoint_dir.mkdir(parents=True, exist_ok=True)
     ckpt_path = checkpoint_dir / f"rlvr-grpo-step{step:05d}{'-' + suffix if suffix else ''}.safetensors"
     temporary = ckpt_path.with_name(f".{ckpt_path.name}.tmp")
-    save_file({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}, temporary)
+    save_file({name: t.detach().cpu().contiguous() for name, t in plain_names(model.state_dict()).items()}, temporary)
     os.replace(temporary, ckpt_path)
     return ckpt_path
 
@@ -317,7 +321,7 @@ def log_step(csv_log_path: str | Path, step: int, total_steps: int, stats: dict,
             f"avg_resp_len={avg_response_len:.1f} held-out accuracy={held_out['eval_accuracy']:.1%}"
         )
 
-# %% ../ch06/ch06.ipynb #0fcabc98
+# %% ../ch06/ch06.ipynb #23761c63
 def train_rlvr_grpo(
     model: Qwen3Model,
     tokenizer: Qwen3Tokenizer,
@@ -326,7 +330,7 @@ def train_rlvr_grpo(
     steps: int | None = None,
     num_rollouts: int = 2,
     max_new_tokens: int = 256,
-    temperature: float = 0.8,
+    temperature: float | None = 0.8,
     top_p: float | None = 0.9,
     lr: float = 1e-5,
     checkpoint_every: int | None = 50,

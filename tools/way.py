@@ -29,12 +29,8 @@ def first_calls(run) -> list[tuple[str, str]]:
 
 def main() -> None:
     sys.path.insert(0, str(Path(__file__).parent.parent))
-    try:
-        from rfs_utils.engine.config import TrainConfig
-        from rfs_utils.engine.learner import Learner, training_problems
-    except ImportError:  # before the engine had a folder
-        from rfs_utils.config import TrainConfig
-        from rfs_utils.learner import Learner, training_problems
+    from rfs_utils.engine.config import TrainConfig
+    from rfs_utils.engine.learner import Learner, training_problems
     from rfs_utils.models import load_model_and_tokenizer
 
     config = TrainConfig(prompts_per_step=2, num_rollouts=4, kl_coef=0.01)

@@ -9,7 +9,8 @@ from ..ch06 import Rollouts
 from ..ch07 import Method, soft_overlong_penalty
 from ..data import render_prompt
 from ..qwen3 import Qwen3Model
-from ..tokenizer import Qwen3Tokenizer
+from ..sampling import has_ended
+from ..tokenizer import Qwen3Tokenizer, stop_ids
 from .memory import MemoryPlan
 from .rewards import RewardFunction, accuracy, compute_rewards
 from .rollouts import join_rollouts, sample_rollouts, select_rollouts
@@ -93,8 +94,7 @@ def collect(
 
     def reward(rollouts: Rollouts, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[dict]]:
         repeated = [example for example in examples for _ in range(count)]
-        last = rollouts.tokens.gather(1, rollouts.lengths[:, None] - 1).squeeze(1)
-        truncated = last != tokenizer.eos_token_id
+        truncated = ~has_ended(rollouts.tokens, rollouts.lengths, stop_ids(tokenizer))
         info = {"step": step, "lengths": rollouts.lengths.tolist(), "truncated": truncated.tolist()}
         parts, weights = compute_rewards(rewards, rollouts.texts, repeated, **info)
         total = (parts @ weights).to(device)

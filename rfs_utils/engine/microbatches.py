@@ -72,7 +72,7 @@ def chunked_logprobs(
     model: Qwen3Model,
     hidden: torch.Tensor,
     tokens: torch.Tensor,
-    temperature: float = 1.0,
+    temperature: float | None = 1.0,
     top_p: float | None = None,
     chunk: int | None = None,
 ) -> torch.Tensor:
@@ -83,6 +83,7 @@ def chunked_logprobs(
     """
     weight = model.head_weight()
     chunk = chunk or max(1, 2**24 // len(weight))
+    temperature = 1.0 if temperature is None else temperature
     return _ChunkedLogprobs.apply(hidden, weight, tokens, temperature, top_p, chunk)
 
 
@@ -208,7 +209,7 @@ def backpropagate(
     model: Qwen3Model,
     rollouts: Rollouts,
     part_loss: PartLoss,
-    temperature: float = 1.0,
+    temperature: float | None = 1.0,
     top_p: float | None = None,
     max_tokens: int = 4096,
     rows: torch.Tensor | None = None,
@@ -245,7 +246,7 @@ def backpropagate(
 def rollout_logprobs(
     model: Qwen3Model,
     rollouts: Rollouts,
-    temperature: float = 1.0,
+    temperature: float | None = 1.0,
     top_p: float | None = None,
     max_tokens: int = 4096,
 ) -> torch.Tensor:

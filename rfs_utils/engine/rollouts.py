@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from ..ch06 import Rollouts, sample_batch
 from ..qwen3 import Qwen3Model
-from ..tokenizer import Qwen3Tokenizer
+from ..tokenizer import Qwen3Tokenizer, encode_prompts
 from .microbatches import slices
 
 
@@ -24,7 +24,7 @@ def sample_rollouts(
     device: torch.device | str,
     num_rollouts: int = 1,
     max_new_tokens: int = 512,
-    temperature: float = 0.8,
+    temperature: float | None = 0.8,
     top_p: float | None = 0.9,
     cache_bytes: int = 2**30,
     uniform: torch.Tensor | None = None,
@@ -33,7 +33,7 @@ def sample_rollouts(
 
     `uniform`, (prompts * num_rollouts, max_new_tokens), decides the draws of each rollout, however they are batched.
     """
-    width = max(len(tokenizer.encode(prompt)) for prompt in prompts)
+    width = max(map(len, encode_prompts(tokenizer, prompts)))
     at_once = max(1, cache_bytes // (cache_bytes_per_token(model) * (width + max_new_tokens)))
     batches, drawn = [], 0
     if at_once >= num_rollouts:  # whole groups of several prompts
