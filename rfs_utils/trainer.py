@@ -3,6 +3,7 @@
 A run is a `Learner`, which knows how to do a step, with evaluation, logs, checkpoints and guards around it.
 """
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -283,7 +284,8 @@ class Run:
         with self.writing():
             parallel.on_main(self.write_step, metrics, due or step == 1)
         bar.set_postfix(
-            reward=f"{metrics['reward_avg']:.2f}", right=f"{metrics['accuracy']:.0%}",
+            reward="-" if metrics["reward_avg"] is None else f"{metrics['reward_avg']:.2f}",
+            right="-" if metrics["accuracy"] is None else f"{metrics['accuracy']:.0%}",
             tokens=f"{metrics['avg_response_len']:.0f}", speed=f"{metrics['tokens_per_second']:.0f} tok/s",
         )  # fmt: skip
         if result is not None and result.accuracy > self.best[0]:
@@ -381,11 +383,12 @@ def sample_records(learner: Learner, groups: int = 2) -> list[dict]:
     for row in range(min(groups, len(batch.examples)) * size):
         example = batch.examples[row // size]
         tokens = batch.rollouts.tokens[row, : batch.rollouts.lengths[row]].tolist()
+        reward = batch.rewards[row // size, row % size].item()
         records.append({
             "step": learner.done,
             "problem": example["problem"],
             "answer": example["answer"],
-            "reward": round(batch.rewards[row // size, row % size].item(), 4),
+            "reward": None if math.isnan(reward) else round(reward, 4),  # None: not judged
             "advantage": round(learner.advantages[row // size, row % size].item(), 4),
             "tokens": [learner.tokenizer.decode([token]) for token in tokens],
             "logps": [round(x, 3) for x in batch.rollouts.logps[row, : len(tokens)].tolist()],

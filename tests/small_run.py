@@ -14,5 +14,10 @@ def every_second(responses, examples, **info):
     return [float(i % 2) for i in range(len(responses))]
 
 
+def some_unjudged(responses, examples, **info):
+    """A reward that depends on the texts alone, and judges two thirds of them."""
+    return [None if len(text) % 3 == 0 else float(len(text) % 2) for text in responses]
+
+
 if __name__ == "__main__":
     sys.exit(main())

@@ -67,6 +67,7 @@ if parallel.rank() == 0:
         {"prompts_per_step": 4, "method": "reinforce_pp", "updates_per_step": 2, "kl_coef": 0.05},
         {"prompts_per_step": 4, "method": "dapo", "rewards": "accuracy,format=0.5"},
         {"prompts_per_step": 4, "method": "remax"},
+        {"prompts_per_step": 4, "method": "reinforce_pp", "rewards": "small_run:some_unjudged", "kl_coef": 0.05},
         {"prompts_per_step": 5, "shard": True},
         {"prompts_per_step": 4, "shard": True, "updates_per_step": 2, "kl_coef": 0.05, "micro_batch": 40},
     ],

@@ -17,14 +17,19 @@ import torch
 from conftest import random_model
 from safetensors.torch import load_file
 
+from rfs_utils import learner as learner_module
 from rfs_utils import trainer
+from rfs_utils.ch07 import METHODS
 from rfs_utils.cli import main
 from rfs_utils.config import TrainConfig, read_config
 from rfs_utils.data import generate_tiny_problems
 from rfs_utils.evaluate import Evaluation
+from rfs_utils.experience import Experience
+from rfs_utils.lean import select_rollouts
 from rfs_utils.learner import Learner, Problems
 from rfs_utils.models import save_model
 from rfs_utils.runs import append_lines, checkpoint_steps, cut_log
+from rfs_utils.trainer import sample_records
 from rfs_utils.watch import Watch
 
 FAST = ["--steps", "2", "--prompts-per-step", "2", "--num-rollouts", "4", "--max-new-tokens", "24", "--eval-every", "1"]
@@ -146,6 +151,80 @@ def test_a_step_reports_what_happened(tokenizer):
     assert metrics["avg_response_len"] == rollouts.lengths.float().mean().item()
     assert metrics["entropy"] == pytest.approx(-(rollouts.logps.sum() / rollouts.lengths.sum()).item(), rel=1e-5)
     assert {"reward_accuracy", "reward_format", "kl", "clip_fraction", "lr", "truncated"} <= metrics.keys()
+
+
+@pytest.mark.parametrize("functions", [1, 2])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_with_answers_that_were_not_judged_is_the_step_without_them(name, functions, tokenizer, monkeypatch):
+    settings = {"method": name, "kl_coef": 0.1, "max_new_tokens": 9}
+    with_them = small_learner(tokenizer, num_rollouts=5, **settings)
+    left_out = torch.tensor([[0, 3], [2, 3]])
+    kept = torch.ones(2, 5, dtype=torch.bool).scatter(1, left_out, False)
+
+    def judge(texts, examples, **info):
+        rewards = [float(i % 2) for i in range(len(texts))]
+        return rewards if len(texts) == 2 else [r if k else None for r, k in zip(rewards, kept.flatten(), strict=True)]
+
+    other = lambda texts, examples, **info: [float(i % 3) for i in range(len(texts))]  # noqa: E731
+    nothing = lambda texts, examples, **info: [None] * len(texts)  # noqa: E731
+    several = {"other": (other, 0.5), "accuracy": (judge, 1.0), "logged": (nothing, 0.0)}
+    with_them.rewards = several if functions == 2 else {"accuracy": (judge, 1.0)}
+    batch = with_them.collect()
+    batch.rollouts.lengths = torch.tensor([9, 2, 9, 5, 1, 9, 9, 3, 8, 9])  # DAPO leaves out what is cut off
+    batch.rollouts.logps *= batch.rollouts.mask
+    batch.truncated = (batch.rollouts.lengths == 9).view(2, 5)
+    monkeypatch.setattr(with_them, "collect", lambda: batch)
+    metrics = with_them.step()
+    rows = kept.flatten().nonzero().squeeze(1)
+    fewer = Experience(
+        batch.examples, select_rollouts(batch.rollouts, rows), batch.truncated[kept].view(2, 3),
+        batch.parts[kept].view(2, 3, -1), batch.weights, batch.rewards[kept].view(2, 3), batch.correct[kept].view(2, 3),
+        batch.greedy_rewards,
+    )  # fmt: skip
+    without = small_learner(tokenizer, num_rollouts=3, **settings)
+    without.rewards = with_them.rewards
+    monkeypatch.setattr(without, "collect", lambda: fewer)
+    expected = without.step()
+    for key in ("reward_avg", "reward_std", "accuracy", "zero_signal_groups", "loss", "grad_norm", "clip_fraction", "kl"):
+        assert metrics[key] == pytest.approx(expected[key], rel=1e-4, abs=1e-6), key
+    assert metrics["grad_norm"] > 0
+    for p, q in zip(with_them.model.parameters(), without.model.parameters(), strict=True):
+        assert (p.grad - q.grad).norm() <= 1e-4 * q.grad.norm()
+    records = [r["reward"] for r in sample_records(with_them)]
+    assert [r is None for r in records] == [not k for k in kept.flatten()]
+    json.loads(json.dumps(records, allow_nan=False))
+
+
+def test_a_step_in_which_nothing_is_judged_moves_nothing_and_has_no_mean(tokenizer):
+    learner = small_learner(tokenizer, rewards="accuracy,format=0.5", kl_coef=0.1)
+    before = [p.clone() for p in learner.model.parameters()]
+    nothing = lambda texts, examples, **info: [None] * len(texts)  # noqa: E731
+    learner.rewards = {"accuracy": (nothing, 1.0), "format": (nothing, 0.5)}
+    metrics = learner.step()
+    assert all(p.equal(q) for p, q in zip(learner.model.parameters(), before, strict=True))
+    assert [metrics[k] for k in ("reward_avg", "reward_std", "accuracy", "reward_format")] == [None] * 4
+    assert metrics["zero_signal_groups"] == 1 and metrics["entropy"] > 0
+
+
+@pytest.mark.parametrize("method", ["grpo", "dapo", "gdpo", "rloo"])
+def test_a_reward_without_weight_decides_nothing(method, tokenizer):
+    learner = small_learner(tokenizer, method=method)
+    learner.rewards = {
+        "accuracy": (lambda texts, examples, **info: [1.0] * len(texts), 1.0),
+        "logged": (lambda texts, examples, **info: [float(i % 3) for i in range(len(texts))], 0.0),
+    }
+    metrics = learner.step()
+    assert metrics["zero_signal_groups"] == 1 and metrics["grad_norm"] == 0 and metrics["reward_logged"] == 1
+    assert not learner.experience.has_signal.any()
+
+
+def test_a_run_goes_on_where_nothing_is_judged(tmp_path, monkeypatch):
+    nothing = {"accuracy": (lambda texts, examples, **info: [None] * len(texts), 1.0)}
+    monkeypatch.setattr(learner_module, "parse_rewards", lambda text: nothing)
+    assert run(tmp_path, monkeypatch, "--steps", "2", "--out", "r") == 0
+    assert [row["reward_avg"] for row in rows_of(tmp_path / "r")] == ["", ""]
+    assert "not judged" in (tmp_path / "r" / "report.html").read_text()
+    assert main(["samples", str(tmp_path / "r")]) == 0
 
 
 def test_several_updates_use_the_log_probs_of_sampling(tokenizer):
