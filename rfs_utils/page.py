@@ -228,6 +228,7 @@ def format_rollout(number: int, record: dict) -> str:
     advantage = record["advantage"]
     kind = "good" if advantage > 0 else "bad" if advantage < 0 else "even"
     strength = min(70, round(30 * abs(advantage)))
+    reward = "-Infinity" if record["reward"] is None else record["reward"]  # to be sorted by
     spans = "".join(
         f"<span style='--u:{min(100, round(-20 * logp))}' title='probability {math.exp(logp):.1%}'>"
         f"{escape(token)}</span>"
@@ -235,7 +236,7 @@ def format_rollout(number: int, record: dict) -> str:
     )
     return (
         f"<article class='rollout {kind}' style='--s:{strength}' data-number='{number}' data-step='{record['step']}' "
-        f"data-reward='{'-Infinity' if record['reward'] is None else record['reward']}' data-advantage='{advantage}' data-length='{len(record['tokens'])}'>"
+        f"data-reward='{reward}' data-advantage='{advantage}' data-length='{len(record['tokens'])}'>"
         f"<p>step {record['step']} · {format_reward(record['reward'])} · advantage {advantage:+.2f} · "
         f"{len(record['tokens'])} tokens · expected {escape(record['answer'])}<br>{escape(record['problem'])}</p>"
         f"<pre>{spans}</pre></article>"

@@ -16,7 +16,8 @@ def every_second(responses, examples, **info):
 
 def some_unjudged(responses, examples, **info):
     """A reward that depends on the texts alone, and judges two thirds of them."""
-    return [None if len(text) % 3 == 0 else float(len(text) % 2) for text in responses]
+    sums = [sum(map(ord, text)) for text in responses]
+    return [None if number % 3 == 0 else float(number % 2) for number in sums]
 
 
 if __name__ == "__main__":

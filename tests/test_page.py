@@ -72,7 +72,8 @@ def test_samples_come_best_first_and_bad_steps_are_named():
         format_samples_text([])
 
 
-WRONG = (None, True, -1, [1], {}, "text", "nan", float("nan"), float("inf"), 10**400, [[]], [None], ["a"], [float("nan")])
+NAN = float("nan")
+WRONG = (None, True, -1, [1], {}, "text", "nan", NAN, float("inf"), 10**400, [[]], [None], ["a"], [NAN])
 
 
 @pytest.mark.parametrize("name", record())

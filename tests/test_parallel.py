@@ -73,7 +73,7 @@ if parallel.rank() == 0:
     ],
 )
 def test_two_processes_equal_one(settings, tmp_path):
-    """Metrics and gradient of a step, in float64: processors round float32 differently, by more than 1e-6 of its norm."""
+    """Metrics and gradient of a step, in float64: how float32 is rounded, by 1e-6 and more, depends on the processor."""
     (tmp_path / "step.py").write_text(SAME_STEP)
     found = []
     for count in (1, 2):
@@ -81,7 +81,7 @@ def test_two_processes_equal_one(settings, tmp_path):
         torchrun(count, tmp_path / "step.py", SMALL_RUN.parent, out, repr(settings))
         found.append(load_file(out))
     one, two = found
-    assert one["metric.grad_norm"] > 0 and one.keys() == two.keys()
+    assert one["metric.grad_norm"] > 0.01 and one.keys() == two.keys()
     for name in one:
         assert (one[name] - two[name]).double().norm() <= 1e-9 * one[name].double().norm(), name
 

@@ -185,7 +185,8 @@ def test_a_step_with_answers_that_were_not_judged_is_the_step_without_them(name,
     without.rewards = with_them.rewards
     monkeypatch.setattr(without, "collect", lambda: fewer)
     expected = without.step()
-    for key in ("reward_avg", "reward_std", "accuracy", "zero_signal_groups", "loss", "grad_norm", "clip_fraction", "kl"):
+    same = {"reward_avg", "reward_std", "accuracy", "zero_signal_groups", "loss", "grad_norm", "clip_fraction", "kl"}
+    for key in same | {key for key in metrics if key.startswith("reward_")}:
         assert metrics[key] == pytest.approx(expected[key], rel=1e-4, abs=1e-6), key
     assert metrics["grad_norm"] > 0
     for p, q in zip(with_them.model.parameters(), without.model.parameters(), strict=True):
