@@ -6,7 +6,7 @@ __all__ = ['sample_tokens', 'Rollouts', 'sample_batch', 'sample_response', 'rewa
            'compute_grpo_loss', 'update_weights', 'save_checkpoint', 'append_csv_metrics', 'format_cell',
            'held_out_metrics', 'log_step', 'train_rlvr_grpo']
 
-# %% ../ch06/ch06.ipynb #66d4a282
+# %% ../ch06/ch06.ipynb #8bbfed5a
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from .csv_log import append_rows, read_rows
 from .data import render_prompt
 from .decode import decoder
 from .grading import extract_final_candidate, grade_answer
@@ -285,7 +286,7 @@ def save_checkpoint(model: Qwen3Model, checkpoint_dir: str | Path, step: int, su
     os.replace(temporary, ckpt_path)
     return ckpt_path
 
-# %% ../ch06/ch06.ipynb #1ff73cbc
+# %% ../ch06/ch06.ipynb #c1569f26
 def append_csv_metrics(
     csv_log_path: str | Path,
     step_idx: int,
@@ -297,15 +298,11 @@ def append_csv_metrics(
 ) -> None:
     """Append one step to a CSV file, which gets a header line when it is new; None leaves a cell empty.
 
-    Defined in ch06, 6.11.
+    Columns that the file lacks are added to it, empty in the lines before. Defined in ch06, 6.11.
     """
     row = {"step": step_idx, "total_steps": total_steps, "loss": loss, "reward_avg": reward_avg,
            "avg_response_len": avg_response_len, **more}  # fmt: skip
-    cells = [format_cell(value) for value in row.values()]
-    csv_log_path = Path(csv_log_path)
-    header = "" if csv_log_path.exists() else ",".join(row) + "\n"
-    with csv_log_path.open("a", encoding="utf-8") as f:
-        f.write(header + ",".join(cells) + "\n")
+    append_rows(csv_log_path, [{name: format_cell(value) for name, value in row.items()}])
 
 
 def format_cell(value: float | None) -> str:
@@ -339,7 +336,7 @@ def log_step(csv_log_path: str | Path, step: int, total_steps: int, stats: dict,
             f"avg_resp_len={avg_response_len:.1f} held-out accuracy={held_out['eval_accuracy']:.1%}"
         )
 
-# %% ../ch06/ch06.ipynb #0fcabc98
+# %% ../ch06/ch06.ipynb #ce338012
 def train_rlvr_grpo(
     model: Qwen3Model,
     tokenizer: Qwen3Tokenizer,
@@ -363,6 +360,7 @@ def train_rlvr_grpo(
     if not 0 <= start_step < steps:
         raise ValueError(f"steps must be positive and greater than start_step; got {steps} and {start_step}")
     csv_log_path = Path(csv_log_path or f"train_rlvr_grpo_metrics_{time.strftime('%Y%m%d_%H%M%S')}.csv")
+    read_rows(csv_log_path)  # a file that is something else is found now, and not after the first step
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     step = start_step
     try:

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['METRICS', 'Run', 'KL_KINDS', 'METHODS', 'moving_average', 'plot_grpo_metrics', 'read_runs', 'steps_and_values',
            'draw_band', 'start_at_zero', 'compute_advantage_stats', 'sequence_logprob_and_entropy', 'entropy_of',
-           'clipped_objective', 'is_clipped', 'importance_ratio', 'kl_estimate', 'reward_format', 'Method',
+           'clipped_objective', 'is_clipped', 'importance_ratio', 'log_ratio', 'kl_estimate', 'reward_format', 'Method',
            'reward_baseline', 'combine_rewards', 'rewards_differ', 'compute_advantages', 'loss_total', 'policy_loss',
            'soft_overlong_penalty']
 
@@ -150,17 +150,22 @@ def is_clipped(
     """True where the clipped objective has no gradient left. Defined in ch07, 7.4."""
     return ((advantages > 0) & (ratio > 1 + clip_high)) | ((advantages < 0) & (ratio < 1 - clip_low))
 
-# %% ../ch07/ch07.ipynb #c2ed61a6
+# %% ../ch07/ch07.ipynb #4f13836e
 def importance_ratio(
     logps: torch.Tensor, old_logps: torch.Tensor, mask: torch.Tensor, kind: str = "token"
 ) -> torch.Tensor:
     """exp(logp - old logp) of each "token", or of each "sequence"'s mean, (N, T); 1 at padding. Defined in ch07, 7.4."""
-    log_ratio = (logps - old_logps) * mask
+    x = log_ratio(logps, old_logps).masked_fill(mask == 0, 0.0)
     if kind == "sequence":
-        log_ratio = log_ratio.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)
-    return torch.exp(log_ratio).expand_as(logps)
+        x = x.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)
+    return torch.exp(x).expand_as(logps)
 
-# %% ../ch07/ch07.ipynb #99d62938
+
+def log_ratio(logps: torch.Tensor, other_logps: torch.Tensor) -> torch.Tensor:
+    """log(p / q); 0 for tokens that neither can draw."""
+    return (logps - other_logps).masked_fill((logps == -torch.inf) & (other_logps == -torch.inf), 0.0)
+
+# %% ../ch07/ch07.ipynb #eec08db5
 KL_KINDS = ("k1", "k2", "k3", "ratio_k3")
 
 
@@ -172,7 +177,7 @@ def kl_estimate(
     With x = logps - ref_logps: k1 = x, k2 = x^2 / 2, k3 = exp(-x) - 1 + x, ratio_k3 = ratio * k3, where `ratio` is
     the importance ratio with its gradient (default: one, with the gradient of logps).
     """
-    x = (logps - ref_logps).masked_fill((logps == -torch.inf) & (ref_logps == -torch.inf), 0.0)
+    x = log_ratio(logps, ref_logps)
     if kind == "k1":
         return x
     if kind == "k2":
@@ -182,7 +187,7 @@ def kl_estimate(
     k3 = torch.exp(-x) - 1 + x
     if kind == "k3":
         return k3
-    return (torch.exp(logps - logps.detach()) if ratio is None else ratio) * k3
+    return (torch.exp(log_ratio(logps, logps.detach())) if ratio is None else ratio) * k3
 
 # %% ../ch07/ch07.ipynb #b12d9765
 _THOUGHT = re.compile(r"\s*<think>(?:(?!</?think>).)*</think>(?P<answer>(?:(?!</?think>).)*)", re.DOTALL)

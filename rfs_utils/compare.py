@@ -12,12 +12,14 @@ from pathlib import Path
 
 import torch
 
+from . import csv_log
 from .config import TrainConfig, format_config, read_config
 from .data import generate_tiny_problems
 from .download import write_atomically
 from .evaluate import evaluate_model
 from .learner import Learner, training_problems
 from .models import load_model_and_tokenizer
+from .runs import seed_everything
 
 COLUMNS = ("method", "seed", "step", "rollouts", "seconds", "accuracy", "tokens", "reward")
 # Two-sided 95 % points of Student's t for 1 to 30 degrees of freedom.
@@ -37,6 +39,7 @@ def short_run(
     config = TrainConfig(**settings)
     model, tokenizer = load_model_and_tokenizer(config.model, "cpu")
     held_out = generate_tiny_problems(num_problems, "test", seed=0)
+    seed_everything(config.seed)
     learner = Learner(config, model, tokenizer, training_problems(config))
     rows: list[dict] = []
     seconds = 0.0
@@ -130,13 +133,8 @@ def finished_runs(path: str | Path) -> set[tuple[str, int]]:
 
 def append_rows(path: str | Path, method: str, seed: int, rows: Sequence[Mapping]) -> None:
     """Add a run to a comparison's CSV, rounded to four digits after the point, with the header before the first one."""
-    new = not Path(path).exists()
-    with Path(path).open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerows([COLUMNS] if new else [])
-        for row in rows:
-            cells = (row[column] for column in COLUMNS[2:])
-            writer.writerow([method, seed, *("" if v is None else round(v, 4) for v in cells)])
+    cells = [{name: "" if row[name] is None else str(round(row[name], 4)) for name in COLUMNS[2:]} for row in rows]
+    csv_log.append_rows(path, [{"method": method, "seed": str(seed), **row} for row in cells], key="method")
 
 
 def read_comparison(path: str | Path) -> list[dict]:

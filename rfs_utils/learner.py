@@ -147,12 +147,12 @@ class Learner:
             "entropy": -totals["logps"] / totals["tokens"],
             "zero_signal_groups": 1 - has_signal(parts, batch.weights.cpu()).float().mean().item(),
             **updates,
-            **self.reward_metrics(parts),
+            **self.reward_metrics(parts.masked_fill(rewards.isnan()[:, :, None], math.nan)),
             "tokens_per_second": totals["tokens"] / seconds,
         }
 
     def reward_metrics(self, parts: torch.Tensor) -> dict[str, float | None]:
-        """The mean of each reward function over what it judged, where there are several."""
+        """The mean of each reward function over what was judged, where there are several."""
         if len(self.rewards) == 1:
             return {}
         means = {f"reward_{name}": parts[:, :, k].nanmean().item() for k, name in enumerate(self.rewards)}

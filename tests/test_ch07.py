@@ -424,6 +424,55 @@ def test_entropy_and_log_prob_of_a_sequence(model):
     torch.testing.assert_close(entropy, expected)
 
 
+def impossible_logits() -> torch.Tensor:
+    """A token that cannot come, as a mask over the vocabulary leaves it."""
+    return torch.tensor([[0.3, -torch.inf, -0.4, 1.0], [-torch.inf, 2.0, -torch.inf, 0.0]], dtype=torch.float64)
+
+
+def test_entropy_is_finite_where_a_token_is_impossible_and_so_is_its_gradient():
+    logits = impossible_logits().requires_grad_()
+    entropy = ch07.entropy_of(torch.log_softmax(logits, dim=-1))
+    expected = torch.distributions.Categorical(logits=impossible_logits().clamp(min=-1e9)).entropy()
+    torch.testing.assert_close(entropy, expected)
+    (slope,) = torch.autograd.grad(entropy.sum(), logits)
+    finite = logits.detach()[:, [0, 2, 3]][:1].requires_grad_()
+    (same,) = torch.autograd.grad(ch07.entropy_of(torch.log_softmax(finite, dim=-1)).sum(), finite)
+    torch.testing.assert_close(slope[0, [0, 2, 3]], same[0])
+    assert slope.isfinite().all() and (slope[logits.detach() == -torch.inf] == 0).all()
+    certain = torch.log_softmax(torch.tensor([0.0, -torch.inf]), dim=-1)
+    assert ch07.entropy_of(certain) == 0
+
+    class Model:
+        def __call__(self, ids):
+            return impossible_logits()[None, [0, 0, 1]]
+
+    logp, mean = ch07.sequence_logprob_and_entropy(Model(), torch.tensor([0, 2, 3]), 1)
+    assert logp.isfinite() and mean == pytest.approx(expected[0].item())
+
+
+@pytest.mark.parametrize("kind", KL_KINDS)
+def test_the_exact_kl_is_finite_where_a_token_is_impossible_for_both(kind):
+    logits = impossible_logits().requires_grad_()
+    logps = torch.log_softmax(logits, dim=-1)
+    reference = torch.log_softmax(impossible_logits() + torch.tensor([0.5, 0.0, 0.0, 0.0]), dim=-1)
+    value = (logps.exp() * ch07.kl_estimate(logps, reference, kind)).sum()
+    assert value.isfinite() and torch.autograd.grad(value, logits)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_loss_does_not_look_at_padding_whatever_stands_there(name):
+    method = METHODS[name].changed(kl_coef=0.1, sampler_cap=2.0)
+    whole = [random_logps(seed) for seed in range(4)]
+    values = (-torch.inf, -torch.inf, torch.nan, 9.0)
+    holes = [x.masked_fill(MASK == 0, value) for x, value in zip(whole, values, strict=True)]
+    expected = gradient(*whole[:3], ADVANTAGES, MASK, method, sampler_logps=whole[3])
+    found = gradient(*holes[:3], ADVANTAGES, MASK, method, sampler_logps=holes[3])
+    torch.testing.assert_close(found, expected)
+    logps = holes[0].clone().requires_grad_()
+    loss = policy_gradient_loss(logps, ADVANTAGES, MASK)
+    assert loss.isfinite() and torch.autograd.grad(loss, logps)[0].isfinite().all()
+
+
 def test_advantage_stats():
     stats = ch07.compute_advantage_stats(torch.tensor([[1.0, -1.0], [0.0, 0.0]]))
     assert stats["zero_signal_groups"] == 0.5 and stats["adv_max"] == 1 and stats["adv_avg"] == 0

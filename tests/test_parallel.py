@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rfs_utils import parallel
 from rfs_utils.config import TrainConfig
 from rfs_utils.runs import checkpoint_steps
 
@@ -73,7 +74,7 @@ if parallel.rank() == 0:
     ],
 )
 def test_two_processes_equal_one(settings, tmp_path):
-    """Metrics and gradient of a step, in float64: how float32 is rounded, by 1e-6 and more, depends on the processor."""
+    """Metrics and gradient of a step, in float64: how float32 is rounded depends on the processor, 1e-6 and more."""
     (tmp_path / "step.py").write_text(SAME_STEP)
     found = []
     for count in (1, 2):
@@ -173,6 +174,20 @@ def test_a_process_that_cannot_write_its_part_leaves_the_checkpoint_before(tmp_p
     assert "could not save the checkpoint of step 4: cannot write" in out and "the one of step 2 stays" in out
     assert 2 in (steps := checkpoint_steps(tmp_path / "r")) and 4 not in steps and len(rows_of(tmp_path / "r")) == 4
     assert not [path for path in (tmp_path / "r").rglob(".*")]
+
+
+@pytest.mark.parametrize(("gpus", "rank"), [(0, 0), (1, 0), (2, 1), (1, 3)])
+def test_a_machine_with_gpus_gets_a_backend_for_models_on_the_cpu_too(gpus, rank, monkeypatch):
+    backends, devices = [], []
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", devices.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", backends.append)
+    parallel.start()
+    assert backends == (["cpu:gloo,cuda:nccl"] if gpus else ["gloo"])
+    assert devices == ([rank] if rank < gpus else [])
 
 
 def test_states_of_another_optimiser_are_refused_with_shard():

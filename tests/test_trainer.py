@@ -187,7 +187,7 @@ def test_a_step_with_answers_that_were_not_judged_is_the_step_without_them(name,
     expected = without.step()
     same = {"reward_avg", "reward_std", "accuracy", "zero_signal_groups", "loss", "grad_norm", "clip_fraction", "kl"}
     for key in same | {key for key in metrics if key.startswith("reward_")}:
-        assert metrics[key] == pytest.approx(expected[key], rel=1e-4, abs=1e-6), key
+        assert metrics[key] == (expected[key] and pytest.approx(expected[key], rel=1e-4, abs=1e-6)), key
     assert metrics["grad_norm"] > 0
     for p, q in zip(with_them.model.parameters(), without.model.parameters(), strict=True):
         assert (p.grad - q.grad).norm() <= 1e-4 * q.grad.norm()
@@ -235,6 +235,29 @@ def test_several_updates_use_the_log_probs_of_sampling(tokenizer):
     once = small_learner(tokenizer, updates_per_step=1)
     give_rewards(once, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0)
     assert once.step()["clip_fraction"] == 0
+
+
+def test_metrics_of_a_step_are_means_over_all_of_its_updates(tokenizer, monkeypatch):
+    learner = small_learner(tokenizer, updates_per_step=3, kl_coef=0.1, max_grad_norm=0.01)
+    give_rewards(learner, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0)
+    seen = {"loss": [], "grad_norm": []}
+
+    def noted(name, call):
+        def wrapped(*arguments, **options):
+            seen[name].append(call(*arguments, **options))
+            return seen[name][-1]
+
+        return wrapped
+
+    update = iter((1.0, 2.0, 3.0))
+    monkeypatch.setattr(learner_module, "backpropagate", noted("loss", learner_module.backpropagate))
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", noted("grad_norm", torch.nn.utils.clip_grad_norm_))
+    monkeypatch.setattr(learner_module, "token_sums", lambda *arguments: [number := next(update), 2 * number, 10.0])
+    metrics = learner.step()
+    assert len(set(seen["loss"])) == 3
+    assert metrics["loss"] == pytest.approx(sum(seen["loss"]) / 3)
+    assert metrics["grad_norm"] == pytest.approx(sum(seen["grad_norm"]).item() / 3)
+    assert metrics["clip_fraction"] == pytest.approx(0.2) and metrics["kl"] == pytest.approx(0.4)
 
 
 def test_dynamic_sampling_replaces_groups_without_signal(tokenizer):
