@@ -39,8 +39,8 @@ def short_run(
     config = TrainConfig(**settings)
     model, tokenizer = load_model_and_tokenizer(config.model, "cpu")
     held_out = generate_tiny_problems(num_problems, "test", seed=0)
-    seed_everything(config.seed)
     learner = Learner(config, model, tokenizer, training_problems(config))
+    seed_everything(config.seed)  # now that modules of rewards, which may draw as well, are imported
     rows: list[dict] = []
     seconds = 0.0
     for step in range(config.steps + 1):

@@ -38,7 +38,7 @@ def read_rows(path: str | Path, key: str = "step") -> tuple[list[str], list[list
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"cannot read {path}: {error}") from None
     if key not in header or len(set(header)) < len(header):
-        raise ValueError(f"{path} is something else than a log; expected a header with the column {key}, each name once")
+        raise ValueError(f"{path} is something else than a log; expected a header that has {key}, and each name once")
     for number, line in enumerate(lines, 2):
         if len(line) != len(header):
             raise ValueError(f"{path}, line {number}: expected {len(header)} cells, found {len(line)}")

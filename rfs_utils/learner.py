@@ -209,8 +209,8 @@ class Learner:
     def update(self, batch: Experience, advantages: torch.Tensor) -> dict[str, float | None]:
         """One or several optimiser steps on the same rollouts; returns loss, gradient norm, clip fraction and KL.
 
-        These are means over the updates that were made. Rollouts whose gradient is zero are left out. Nothing moves when
-        that holds for all, since AdamW's momentum would move the weights; nor when the gradient is not finite.
+        These are means over the updates that were made. Rollouts whose gradient is zero are left out. Nothing moves
+        when that holds for all, since AdamW's momentum would move the weights; nor when the gradient is not finite.
         """
         config, method, rollouts = self.config, self.method, batch.rollouts
         counted = ~batch.truncated.flatten() if method.mask_truncated else torch.ones_like(advantages, dtype=torch.bool)

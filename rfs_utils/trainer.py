@@ -101,7 +101,6 @@ def prepare(config: TrainConfig) -> tuple[Learner, "HeldOut"]:
     device = torch.device("cpu") if config.model.startswith("tiny") else get_device()
     model, tokenizer = load_model_and_tokenizer(config.model, device)
     held_out = HeldOut(config)
-    seed_everything(config.seed)  # a reward function's module may draw while it is imported
     learner = Learner(config, model, tokenizer, training_problems(config), device)
     for problems in (learner.problems.problems, held_out.problems):
         check_room(model, tokenizer, problems, config.max_new_tokens)
@@ -179,7 +178,7 @@ class Run:
     def __init__(self, learner: Learner, held_out: HeldOut, folder: Path, report: Callable[[str], None]):
         self.learner, self.held_out, self.folder = learner, held_out, folder
         self.config = learner.config
-        seed_everything(self.config.seed)  # whatever was drawn before, as an evaluation does, or not
+        seed_everything(self.config.seed)  # whatever was drawn before, by an evaluation or by a reward's module
         self.is_main = parallel.rank() == 0
         self.report = report if self.is_main else lambda text: None
         self.watch = Watch(learner.model.cfg["vocab_size"])

@@ -74,7 +74,7 @@ if parallel.rank() == 0:
     ],
 )
 def test_two_processes_equal_one(settings, tmp_path):
-    """Metrics and gradient of a step, in float64: how float32 is rounded depends on the processor, 1e-6 and more."""
+    """Metrics and gradient of a step, in float64: processors round float32 differently, by 1e-6 and more."""
     (tmp_path / "step.py").write_text(SAME_STEP)
     found = []
     for count in (1, 2):

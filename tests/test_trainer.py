@@ -353,6 +353,7 @@ def rows_of(folder) -> list[dict]:
         ["--method", "dapo", "--updates-per-step", "2", "--warmup-steps", "2", "--schedule", "cosine"],
         ["--memory", "low", "--dtype", "bfloat16", "--kl-coef", "0.1", "--rewards", "accuracy,format=0.2"],
         ["--optimizer", "kahan", "--dtype", "bfloat16", "--method", "remax"],
+        ["--rewards", "drawing:drawn", "--seed", "5"],
     ],
 )
 def test_stopping_and_resuming_changes_no_bit(settings, tmp_path, monkeypatch):
@@ -375,6 +376,28 @@ def test_stopping_and_resuming_changes_no_bit(settings, tmp_path, monkeypatch):
     results = [json.loads((folder / "result.json").read_text()) | {"seconds": 0} for folder in (whole, parts)]
     assert results[0] == results[1]
     assert (whole / "samples.jsonl").read_text() == (parts / "samples.jsonl").read_text()
+
+
+@pytest.mark.parametrize("lost", [["result.json", "checkpoints"], ["result.json", "checkpoints", "before.json"]])
+def test_a_run_without_checkpoint_begins_with_the_same_random_numbers(lost, tmp_path, monkeypatch):
+    assert run(tmp_path, monkeypatch, "--rewards", "drawing:drawn", "--checkpoint-every", "0", "--out", "whole") == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    for name in lost:
+        path = tmp_path / "parts" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(tmp_path / "parts" / "model")
+    assert main(["train", "--resume", "parts"]) == 0
+    assert rows_of(tmp_path / "parts") == rows_of(tmp_path / "whole")
+
+
+def test_the_seed_decides_what_a_reward_draws_in_a_new_process(tmp_path):
+    found = []
+    for number, seed in enumerate([7, 7, 8]):
+        done = process(*FAST, "--rewards", "drawing:drawn", "--seed", str(seed), "--out", tmp_path / str(number))
+        out, _ = done.communicate(timeout=120)
+        assert done.returncode == 0, out
+        found.append([row["reward_avg"] for row in rows_of(tmp_path / str(number))])
+    assert found[0] == found[1] != found[2]
 
 
 def test_logs_written_after_the_checkpoint_are_cut(tmp_path, monkeypatch):
