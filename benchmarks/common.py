@@ -1,11 +1,14 @@
 """What the benchmarks share: a prompt of exact length, and results as CSV."""
 
 import csv
+import io
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+
+from rfs_utils.hub.download import replace_file
 
 EXAMPLE = {"problem": "", "answer": "1"}  # prompts are counted in tokens, so the text itself does not matter
 
@@ -26,11 +29,12 @@ class FixedPrompt:
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
-    """A CSV with a line per row."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    """A CSV with a line per row, whole or not at all; a row may lack columns that others have."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, dict.fromkeys(name for row in rows for name in row))
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_file(path, text.getvalue().encode())
 
 
 def format_ratios(numerators: Sequence[float], denominators: Sequence[float]) -> str:

@@ -2,11 +2,12 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'Run', 'KL_KINDS', 'METHODS', 'moving_average', 'plot_grpo_metrics', 'read_runs', 'steps_and_values',
-           'draw_band', 'start_at_zero', 'compute_advantage_stats', 'sequence_logprob_and_entropy', 'clipped_objective',
-           'is_clipped', 'importance_ratio', 'kl_estimate', 'reward_format', 'Method', 'reward_baseline',
-           'compute_advantages', 'loss_total', 'policy_loss', 'soft_overlong_penalty']
+           'draw_band', 'start_at_zero', 'compute_advantage_stats', 'sequence_logprob_and_entropy', 'entropy_of',
+           'clipped_objective', 'is_clipped', 'importance_ratio', 'log_ratio', 'kl_estimate', 'reward_format', 'Method',
+           'reward_baseline', 'combine_rewards', 'rewards_differ', 'compute_advantages', 'loss_total', 'policy_loss',
+           'soft_overlong_penalty']
 
-# %% ../ch07/ch07.ipynb #2aec2b32
+# %% ../ch07/ch07.ipynb #0d9b9ef2
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -18,7 +19,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .ch06 import group_advantages
+from .ch06 import group_advantages, group_mean_and_std
 from .plots import STYLE, read_metrics, tint
 from .qwen3 import Qwen3Model
 
@@ -117,7 +118,7 @@ def compute_advantage_stats(advantages: torch.Tensor) -> dict[str, float]:
         "zero_signal_groups": (advantages == 0).all(dim=1).float().mean().item(),
     }
 
-# %% ../ch07/ch07.ipynb #ef5994a6
+# %% ../ch07/ch07.ipynb #18ed68e7
 @torch.no_grad()
 def sequence_logprob_and_entropy(
     model: Qwen3Model, token_ids: torch.Tensor, prompt_len: int
@@ -128,7 +129,12 @@ def sequence_logprob_and_entropy(
     """
     logps = torch.log_softmax(model(token_ids[None])[0, prompt_len - 1 : -1].float(), dim=-1)
     chosen = logps.gather(1, token_ids[prompt_len:, None]).squeeze(1)
-    return chosen.sum(), -(logps.exp() * logps).sum(dim=-1).mean()
+    return chosen.sum(), entropy_of(logps).mean()
+
+
+def entropy_of(logps: torch.Tensor) -> torch.Tensor:
+    """Entropy, (...), of distributions given as log-probabilities, (..., vocab_size); 0 log 0 is 0."""
+    return -(logps.exp() * logps.masked_fill(logps == -torch.inf, 0.0)).sum(dim=-1)
 
 # %% ../ch07/ch07.ipynb #52af078f
 def clipped_objective(
@@ -144,17 +150,22 @@ def is_clipped(
     """True where the clipped objective has no gradient left. Defined in ch07, 7.4."""
     return ((advantages > 0) & (ratio > 1 + clip_high)) | ((advantages < 0) & (ratio < 1 - clip_low))
 
-# %% ../ch07/ch07.ipynb #c2ed61a6
+# %% ../ch07/ch07.ipynb #4f13836e
 def importance_ratio(
     logps: torch.Tensor, old_logps: torch.Tensor, mask: torch.Tensor, kind: str = "token"
 ) -> torch.Tensor:
     """exp(logp - old logp) of each "token", or of each "sequence"'s mean, (N, T); 1 at padding. Defined in ch07, 7.4."""
-    log_ratio = (logps - old_logps) * mask
+    x = log_ratio(logps, old_logps).masked_fill(mask == 0, 0.0)
     if kind == "sequence":
-        log_ratio = log_ratio.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)
-    return torch.exp(log_ratio).expand_as(logps)
+        x = x.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)
+    return torch.exp(x).expand_as(logps)
 
-# %% ../ch07/ch07.ipynb #a8931db1
+
+def log_ratio(logps: torch.Tensor, other_logps: torch.Tensor) -> torch.Tensor:
+    """log(p / q); 0 for tokens that neither can draw."""
+    return (logps - other_logps).masked_fill((logps == -torch.inf) & (other_logps == -torch.inf), 0.0)
+
+# %% ../ch07/ch07.ipynb #eec08db5
 KL_KINDS = ("k1", "k2", "k3", "ratio_k3")
 
 
@@ -166,7 +177,7 @@ def kl_estimate(
     With x = logps - ref_logps: k1 = x, k2 = x^2 / 2, k3 = exp(-x) - 1 + x, ratio_k3 = ratio * k3, where `ratio` is
     the importance ratio with its gradient (default: one, with the gradient of logps).
     """
-    x = logps - ref_logps
+    x = log_ratio(logps, ref_logps)
     if kind == "k1":
         return x
     if kind == "k2":
@@ -176,7 +187,7 @@ def kl_estimate(
     k3 = torch.exp(-x) - 1 + x
     if kind == "k3":
         return k3
-    return (torch.exp(logps - logps.detach()) if ratio is None else ratio) * k3
+    return (torch.exp(log_ratio(logps, logps.detach())) if ratio is None else ratio) * k3
 
 # %% ../ch07/ch07.ipynb #b12d9765
 _THOUGHT = re.compile(r"\s*<think>(?:(?!</?think>).)*</think>(?P<answer>(?:(?!</?think>).)*)", re.DOTALL)
@@ -248,22 +259,52 @@ METHODS = {
     "asymmetric": Method(negative_weight=0.25),  # ours
 }
 
-# %% ../ch07/ch07.ipynb #93fd936e
+# %% ../ch07/ch07.ipynb #8eeb4110
 def reward_baseline(
     rewards: torch.Tensor, kind: str, greedy_rewards: torch.Tensor | None = None
 ) -> torch.Tensor | float:
-    """What each reward, (B, G), is compared with; `kind` as in Method.baseline. Defined in ch07, 7.7."""
+    """What each reward, (B, G), is compared with; `kind` as in Method.baseline. Defined in ch07, 7.7.
+
+    Rewards of NaN, not judged, count in no mean.
+    """
     if kind == "group":
-        return rewards.mean(dim=1, keepdim=True)
+        return rewards.nanmean(dim=1, keepdim=True)
     if kind == "others":
-        return (rewards.sum(dim=1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
+        judged = (~rewards.isnan()).sum(dim=1, keepdim=True)
+        return (rewards.nansum(dim=1, keepdim=True) - rewards) / (judged - 1)
     if kind == "batch":
-        return rewards.mean()
+        return rewards.nanmean()
     if kind == "greedy":
+        if greedy_rewards is None or greedy_rewards.shape != rewards.shape[:1]:
+            raise ValueError(f"the baseline 'greedy' needs {len(rewards)} greedy_rewards, one for each group")
         return greedy_rewards[:, None]
     return 0.0
 
-# %% ../ch07/ch07.ipynb #7d718caf
+
+def combine_rewards(rewards: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """The sum, (B, G), of rewards, (B, G, K), times `weights`, (K,); NaN, not judged, where one of them is NaN.
+
+    A reward without weight, or one that judged nobody in a group, plays no part there. Defined in ch07, 7.7.
+    """
+    weights = torch.ones(rewards.shape[2]) if weights is None else weights
+    if weights.shape != rewards.shape[2:]:
+        raise ValueError(f"expected {rewards.shape[2]} weights, one for each reward; got {tuple(weights.shape)}")
+    weights = weights.to(rewards)
+    judged = ~rewards.isnan()
+    counted = (weights != 0) & judged.any(dim=1, keepdim=True)
+    missing = (counted & ~judged).any(dim=2) | (~counted.any(dim=2) & (weights != 0).any())
+    return (rewards.nan_to_num(0.0) * weights).sum(dim=2).masked_fill(missing, torch.nan)
+
+
+def rewards_differ(rewards: torch.Tensor, dim: int | None = None) -> torch.Tensor:
+    """Whether the judged rewards along a dimension, which is kept, are not all equal; default: all of them."""
+    if dim is None:
+        return rewards_differ(rewards.flatten(), 0)
+    unjudged = rewards.isnan()
+    highest = rewards.masked_fill(unjudged, -torch.inf).amax(dim=dim, keepdim=True)
+    return highest > rewards.masked_fill(unjudged, torch.inf).amin(dim=dim, keepdim=True)
+
+# %% ../ch07/ch07.ipynb #f6950f2e
 def compute_advantages(
     rewards: torch.Tensor,
     method: Method,
@@ -273,27 +314,38 @@ def compute_advantages(
 ) -> torch.Tensor:
     """Advantages, (B, G), of rewards, (B, G), or (B, G, K) of K reward functions with `weights`, (K,).
 
-    `greedy_rewards`, (B,), are those of the greedy answers, for the baseline "greedy". Defined in ch07, 7.7.
+    `greedy_rewards`, (B,), are those of the greedy answers, for the baseline "greedy". Rollouts with a reward of NaN,
+    not judged, get 0, and the others what they would get without them; where fewer than two of a group are judged, it
+    gets 0. ValueError for other shapes. Defined in ch07, 7.7.
     """
-    if rewards.dim() == 3:
-        if method.separate_rewards:
-            differ = (rewards != rewards[:, :1]).any(dim=1, keepdim=True)
-            rewards = group_advantages(rewards.transpose(1, 2), eps).transpose(1, 2) * differ
-        rewards = (rewards if weights is None else rewards * weights).sum(dim=2)
+    if rewards.dim() not in (2, 3) or rewards.dim() == 2 and weights is not None:
+        raise ValueError(
+            f"expected rewards of shape (B, G), or (B, G, K) where there are weights; got {tuple(rewards.shape)}"
+        )
+    parts = rewards if rewards.dim() == 3 else rewards[:, :, None]
+    rewards = combine_rewards(parts, weights) if rewards.dim() == 3 else rewards
+    judged = ~rewards.isnan()
+    if method.separate_rewards:
+        parts = parts.masked_fill(~judged[:, :, None], torch.nan)
+        standardised = group_advantages(parts.transpose(1, 2), eps).transpose(1, 2) * rewards_differ(parts, 1)
+        rewards = combine_rewards(standardised, weights).masked_fill(~judged, torch.nan)
+    compared = judged & (judged.sum(dim=1, keepdim=True) >= min(2, rewards.shape[1]))
     if method.positives_only:
-        return (rewards > 0).float()
+        return (compared & (rewards > 0)).float()
     if (method.baseline, method.scale) == ("group", "group"):
         advantages = group_advantages(rewards, eps)
     else:
         advantages = rewards - reward_baseline(rewards, method.baseline, greedy_rewards)
     if method.scale == "batch":
-        advantages = advantages / (advantages.std() + eps)
+        known = advantages[judged]
+        advantages = advantages / ((known.std() if len(known) > 1 else 0.0) + eps)
     elif method.scale == "group" and method.baseline != "group":
-        advantages = advantages / (rewards.std(dim=1, keepdim=True) + eps)
+        advantages = advantages / (group_mean_and_std(rewards)[1] + eps)
     if method.baseline in ("group", "others"):  # rounding must not give equal rewards a signal
-        advantages = advantages * (rewards != rewards[:, :1]).any(dim=1, keepdim=True)
+        advantages = advantages * rewards_differ(rewards, 1)
     elif method.baseline == "batch":
-        advantages = advantages * (rewards != rewards[:1, :1]).any()
+        advantages = advantages * rewards_differ(rewards)
+    advantages = torch.where(compared, advantages.nan_to_num(0.0), 0.0)
     return torch.where(advantages < 0, method.negative_weight * advantages, advantages)
 
 # %% ../ch07/ch07.ipynb #d04a362e
@@ -312,7 +364,7 @@ def loss_total(
         return mask[counted].sum().item()
     return counted.sum().item() * ((max_new_tokens or mask.shape[1]) if method.aggregate == "constant" else 1)
 
-# %% ../ch07/ch07.ipynb #0781882e
+# %% ../ch07/ch07.ipynb #85f4fd67
 def policy_loss(
     logps: torch.Tensor,
     old_logps: torch.Tensor | None,
@@ -327,7 +379,20 @@ def policy_loss(
 
     logps, old_logps (before the first update; None: logps), ref_logps (of the reference, for a KL term), sampler_logps
     and mask are (N, T), advantages (N,). For a part of a step, `total` is `loss_total` of the whole step.
+    ValueError for other shapes, or a KL term without a reference.
     """
+    if method.kl_coef and ref_logps is None:
+        raise ValueError("a KL term needs the reference's log-probabilities, ref_logps")
+    shapes = [tuple(x.shape) for x in (logps, mask, old_logps, ref_logps, sampler_logps) if x is not None]
+    if logps.dim() != 2 or len(set(shapes)) > 1 or advantages.shape != logps.shape[:1]:
+        raise ValueError(
+            f"expected advantages of shape (N,) and the others of shape (N, T); got {tuple(advantages.shape)} and "
+            f"{', '.join(map(str, shapes))}"
+        )
+    # What stands at padding must not matter, and 0 times minus infinity is not 0.
+    logps, old_logps, ref_logps, sampler_logps = (
+        None if x is None else x.masked_fill(mask == 0, 0.0) for x in (logps, old_logps, ref_logps, sampler_logps)
+    )
     old_logps = logps.detach() if old_logps is None else old_logps
     total = max(1.0, loss_total(mask, advantages, method)) if total is None else total
     advantages = advantages.detach()[:, None]

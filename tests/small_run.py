@@ -14,5 +14,11 @@ def every_second(responses, examples, **info):
     return [float(i % 2) for i in range(len(responses))]
 
 
+def some_unjudged(responses, examples, **info):
+    """A reward that depends on the texts alone, and judges two thirds of them."""
+    sums = [sum(map(ord, text)) for text in responses]
+    return [None if number % 3 == 0 else float(number % 2) for number in sums]
+
+
 if __name__ == "__main__":
     sys.exit(main())

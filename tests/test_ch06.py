@@ -183,6 +183,25 @@ def test_advantages_are_taken_group_by_group_and_follow_a_permutation():
         torch.testing.assert_close(ch06.group_advantages(rewards[row]), advantages[row])
 
 
+@pytest.mark.parametrize("unjudged", [[], [0], [2, 5], [0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5]])
+def test_an_answer_that_was_not_judged_counts_nowhere(unjudged):
+    rewards = torch.tensor([1.0, 0.0, 0.25, 0.0, 1.0, 0.5], dtype=torch.float64)
+    kept = torch.tensor([i not in unjudged for i in range(6)])
+    advantages = ch06.group_advantages(rewards.masked_fill(~kept, torch.nan))
+    expected = ch06.group_advantages(rewards[kept]) if kept.sum() > 1 else torch.zeros(int(kept.sum())).double()
+    assert (advantages[~kept] == 0).all()
+    torch.testing.assert_close(advantages[kept], expected)
+    logps, mask = -torch.rand(6, 3, dtype=torch.float64), torch.ones(6, 3)
+    loss = ch06.policy_gradient_loss(logps, advantages, mask * kept[:, None])
+    expected = ch06.policy_gradient_loss(logps[kept], advantages[kept], mask[kept]) if kept.any() else 0.0 * loss
+    torch.testing.assert_close(loss, expected)
+
+
+def test_a_loss_of_wrong_shapes_is_refused():
+    with pytest.raises(ValueError, match=r"expected advantages of shape \(N,\).*got \(4, 1\), \(4, 3\) and \(4, 3\)"):
+        ch06.policy_gradient_loss(torch.zeros(4, 3), torch.ones(4, 1), torch.ones(4, 3))
+
+
 def test_loss_gradient_is_the_policy_gradient_by_exact_enumeration():
     """All responses of up to three tokens from three symbols, one of which ends the response.
 
@@ -308,6 +327,16 @@ def test_an_interrupt_saves_and_training_goes_on_from_there(model, tokenizer, tm
     train(model, tokenizer, tmp_path, evaluate=lambda m: Result(), evaluate_every=2, start_step=2)
     steps = [row.split(",")[0] for row in (tmp_path / "log.csv").read_text().splitlines()[1:]]
     assert steps == ["1", "2", "3", "4"]
+
+
+def test_training_goes_on_where_nothing_was_judged(model, tokenizer, tmp_path, monkeypatch, capsys):
+    rewards = itertools.chain([None, None], itertools.cycle([1.0, None, 0.0, 1]))
+    monkeypatch.setattr(ch06, "reward_rlvr", lambda text, truth: next(rewards))
+    train(model, tokenizer, tmp_path, steps=3, num_rollouts=2, evaluate=lambda m: Result(), evaluate_every=1)
+    rows = [line.split(",") for line in (tmp_path / "log.csv").read_text().splitlines()[1:]]
+    assert [row[3] for row in rows] == ["", "1.000000", "0.500000"]
+    assert [float(row[2]) for row in rows[:2]] == [0.0, 0.0] and float(rows[2][2]) != 0.0
+    assert "reward_avg=none" in capsys.readouterr().out
 
 
 def test_training_refuses_impossible_steps(model, tokenizer, tmp_path):

@@ -218,6 +218,106 @@ def test_a_kl_term_holds_all_rollouts_even_those_that_raft_rejects():
     torch.testing.assert_close(loss, (ch07.kl_estimate(logps, reference, method.kl) * MASK).sum() / MASK.sum())
 
 
+@pytest.mark.parametrize("kl", [0.0, 0.3])
+@pytest.mark.parametrize("functions", [1, 2])
+@pytest.mark.parametrize("name", METHODS)
+def test_answers_that_were_not_judged_count_nowhere(name, functions, kl):
+    """Loss and gradient of a batch in which some answers were not judged are those of the batch without them."""
+    method = METHODS[name].changed(kl_coef=kl, sampler_cap=2.0)
+    groups, size, length = 3, 5, 4
+    generator = torch.Generator().manual_seed(len(name))
+
+    def draw(*shape):
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    def check(removed):
+        kept = torch.stack([torch.randperm(size, generator=generator) >= removed for _ in range(groups)])
+        rewards, greedy = draw(groups, size, functions).round(decimals=1), draw(groups)
+        weights = torch.tensor([1.0, 0.5, 0.0][:functions] + [0.0], dtype=torch.float64)
+        rewards = torch.cat([rewards, torch.full((groups, size, 1), torch.nan)], dim=2)  # logged only
+        logps, old, ref, sampler = -draw(4, groups * size, length)
+        mask = (draw(groups * size, length) < 0.8).double()
+
+        def loss_of(rewards, rows, judged):
+            advantages = compute_advantages(rewards, method, weights, greedy).flatten()
+            assert (advantages[~judged] == 0).all()
+            chosen = logps[rows].clone().requires_grad_()
+            loss = policy_loss(
+                chosen, old[rows], ref[rows], advantages, mask[rows] * judged[:, None], method, sampler[rows]
+            )
+            return loss, torch.autograd.grad(loss, chosen)[0]
+
+        rows = kept.flatten()
+        expected = loss_of(rewards[kept].view(groups, size - removed, -1), rows, torch.ones(int(rows.sum())).bool())
+        missing = rewards.clone()  # one function that is missing is enough
+        missing[:, :, functions - 1] = missing[:, :, functions - 1].masked_fill(~kept, torch.nan)
+        loss, found = loss_of(missing, torch.ones_like(rows), rows)
+        torch.testing.assert_close(loss, expected[0])
+        torch.testing.assert_close(found[rows], expected[1])
+        assert (found[~rows] == 0).all() and (removed == 3 or name == "raft" or found.any())
+
+    for removed in (1, 2, 3):
+        check(removed)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_one_judged_answer_alone_in_its_group_is_no_signal(name):
+    missing = torch.nan
+    rewards = torch.tensor([[1.0, missing, missing], [missing] * 3, [0.0, 1.0, missing]])
+    found = compute_advantages(rewards, METHODS[name], greedy_rewards=torch.tensor([0.0, 0.0, 0.5]))
+    assert (found[:2] == 0).all() and found[2, 2] == 0 and found[2].any() and found.isfinite().all()
+    nothing = compute_advantages(torch.full((2, 3), missing), METHODS[name], greedy_rewards=torch.zeros(2))
+    assert (nothing == 0).all()
+    unknown = compute_advantages(REWARDS, METHODS["remax"], greedy_rewards=torch.tensor([0.0, missing, 0.0, 1.0]))
+    assert (unknown[1] == 0).all() and unknown[0].any()
+
+
+def test_a_reward_that_leaves_a_whole_group_to_others_takes_no_part_in_it():
+    """Two functions, each for one kind of problem."""
+    missing = torch.nan
+    parts = torch.tensor([[[1.0, missing], [0.0, missing]], [[missing, 3.0], [missing, 1.0]]])
+    assert ch07.combine_rewards(parts, torch.tensor([1.0, 2.0])).tolist() == [[1.0, 0.0], [6.0, 2.0]]
+    assert ch07.combine_rewards(parts, torch.tensor([0.0, 0.0])).tolist() == [[0.0, 0.0], [0.0, 0.0]]
+
+
+def test_gdpo_of_a_single_reward_is_centred():
+    found = advantages_of("gdpo")
+    torch.testing.assert_close(found, advantages_of("gdpo", REWARDS[:, :, None]))
+    torch.testing.assert_close(found.mean(dim=1), torch.zeros(4))
+    assert (found[2:] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("rewards", "options", "message"),
+    [
+        (REWARDS[0], {}, r"expected rewards of shape \(B, G\).*got \(5,\)"),
+        (REWARDS[:, :, None, None], {}, "expected rewards of shape"),
+        (REWARDS, {"weights": torch.ones(5)}, "expected rewards of shape"),
+        (torch.stack([REWARDS, REWARDS], 2), {"weights": torch.ones(1)}, r"expected 2 weights.*got \(1,\)"),
+        (torch.stack([REWARDS, REWARDS], 2), {"weights": torch.ones(4, 5, 2)}, "expected 2 weights"),
+        (REWARDS, {"greedy_rewards": None}, "needs 4 greedy_rewards"),
+        (REWARDS, {"greedy_rewards": torch.ones(1)}, "needs 4 greedy_rewards"),
+        (REWARDS, {"greedy_rewards": torch.ones(4, 1)}, "needs 4 greedy_rewards"),
+    ],
+)
+def test_advantages_of_wrong_shapes_are_refused(rewards, options, message):
+    with pytest.raises(ValueError, match=message):
+        compute_advantages(rewards, METHODS["remax"], **{"greedy_rewards": GREEDY} | options)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_loss_of_wrong_shapes_is_refused(name):
+    logps, method = random_logps(0), METHODS[name].changed(kl_coef=0.1)
+    arguments = {"old_logps": logps, "ref_logps": logps, "advantages": ADVANTAGES, "mask": MASK, "sampler_logps": logps}
+    assert policy_loss(logps, **arguments, method=method).isfinite()
+    for argument, value in arguments.items():
+        for other in (value[:1], value[:, None] if value.dim() == 1 else value[:, :1], value[None]):
+            with pytest.raises(ValueError, match="expected advantages of shape"):
+                policy_loss(logps, **arguments | {argument: other}, method=method)
+    with pytest.raises(ValueError, match="needs the reference's log-probabilities"):
+        policy_loss(logps, **arguments | {"ref_logps": None}, method=method)
+
+
 def test_weights_of_several_rewards():
     parts = torch.stack([REWARDS, REWARDS.flip(1)], dim=2)
     weights = torch.tensor([2.0, 0.0])
@@ -322,6 +422,55 @@ def test_entropy_and_log_prob_of_a_sequence(model):
     torch.testing.assert_close(logp, sum(logps[t - 1, ids[t]] for t in range(4, 9)))
     expected = torch.distributions.Categorical(logits=logps[3:8]).entropy().mean()
     torch.testing.assert_close(entropy, expected)
+
+
+def impossible_logits() -> torch.Tensor:
+    """A token that cannot come, as a mask over the vocabulary leaves it."""
+    return torch.tensor([[0.3, -torch.inf, -0.4, 1.0], [-torch.inf, 2.0, -torch.inf, 0.0]], dtype=torch.float64)
+
+
+def test_entropy_is_finite_where_a_token_is_impossible_and_so_is_its_gradient():
+    logits = impossible_logits().requires_grad_()
+    entropy = ch07.entropy_of(torch.log_softmax(logits, dim=-1))
+    expected = torch.distributions.Categorical(logits=impossible_logits().clamp(min=-1e9)).entropy()
+    torch.testing.assert_close(entropy, expected)
+    (slope,) = torch.autograd.grad(entropy.sum(), logits)
+    finite = logits.detach()[:, [0, 2, 3]][:1].requires_grad_()
+    (same,) = torch.autograd.grad(ch07.entropy_of(torch.log_softmax(finite, dim=-1)).sum(), finite)
+    torch.testing.assert_close(slope[0, [0, 2, 3]], same[0])
+    assert slope.isfinite().all() and (slope[logits.detach() == -torch.inf] == 0).all()
+    certain = torch.log_softmax(torch.tensor([0.0, -torch.inf]), dim=-1)
+    assert ch07.entropy_of(certain) == 0
+
+    class Model:
+        def __call__(self, ids):
+            return impossible_logits()[None, [0, 0, 1]]
+
+    logp, mean = ch07.sequence_logprob_and_entropy(Model(), torch.tensor([0, 2, 3]), 1)
+    assert logp.isfinite() and mean == pytest.approx(expected[0].item())
+
+
+@pytest.mark.parametrize("kind", KL_KINDS)
+def test_the_exact_kl_is_finite_where_a_token_is_impossible_for_both(kind):
+    logits = impossible_logits().requires_grad_()
+    logps = torch.log_softmax(logits, dim=-1)
+    reference = torch.log_softmax(impossible_logits() + torch.tensor([0.5, 0.0, 0.0, 0.0]), dim=-1)
+    value = (logps.exp() * ch07.kl_estimate(logps, reference, kind)).sum()
+    assert value.isfinite() and torch.autograd.grad(value, logits)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_loss_does_not_look_at_padding_whatever_stands_there(name):
+    method = METHODS[name].changed(kl_coef=0.1, sampler_cap=2.0)
+    whole = [random_logps(seed) for seed in range(4)]
+    values = (-torch.inf, -torch.inf, torch.nan, 9.0)
+    holes = [x.masked_fill(MASK == 0, value) for x, value in zip(whole, values, strict=True)]
+    expected = gradient(*whole[:3], ADVANTAGES, MASK, method, sampler_logps=whole[3])
+    found = gradient(*holes[:3], ADVANTAGES, MASK, method, sampler_logps=holes[3])
+    torch.testing.assert_close(found, expected)
+    logps = holes[0].clone().requires_grad_()
+    loss = policy_gradient_loss(logps, ADVANTAGES, MASK)
+    assert loss.isfinite() and torch.autograd.grad(loss, logps)[0].isfinite().all()
 
 
 def test_advantage_stats():

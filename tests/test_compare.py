@@ -21,6 +21,12 @@ def test_a_short_run_returns_the_columns_of_a_log():
     assert run["reward_avg"][0] is None and all(v is not None for v in run["eval_accuracy"])
 
 
+def test_the_seed_decides_what_a_reward_draws():
+    settings = {"steps": 1, "prompts_per_step": 2, "num_rollouts": 2, "max_new_tokens": 4, "num_problems": 2}
+    logs = [short_run(rewards="drawing:drawn", seed=seed, **settings) for seed in (3, 3, 4)]
+    assert logs[0]["reward_avg"] == logs[1]["reward_avg"] != logs[2]["reward_avg"]
+
+
 def test_a_comparison_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     calls = []
     monkeypatch.setattr(compare, "short_run", lambda **settings: calls.append(settings) or {

@@ -99,7 +99,8 @@ def test_rewards_by_name_with_weights(tmp_path, monkeypatch):
     assert [weight for _, weight in rewards.values()] == [1.0, 0.5, -2.0]
     texts = [r"<think>1</think>\boxed{7}", r"\boxed{8}"]
     parts, weights = compute_rewards(rewards, texts, [{"answer": "7"}] * 2, lengths=[9, 2], truncated=[False, False])
-    assert parts.tolist() == [[1, 1, 0], [0, 0, 1]] and (parts @ weights).tolist() == [1.5, -2.0]
+    assert parts.nan_to_num(9.0).tolist() == [[1, 1, 9], [0, 0, 1]] and weights.tolist() == [1.0, 0.5, -2.0]
+    assert parts.isnan().sum() == 1, "None is no number"
 
 
 @pytest.mark.parametrize(

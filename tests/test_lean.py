@@ -110,7 +110,7 @@ def test_chunked_logprobs_and_their_gradients_are_the_plain_ones(tied, temperatu
     plain = run(lambda h: token_logprobs(model.logits(h), tokens, temperature, top_p))
     lean_ = run(lambda h: microbatches.chunked_logprobs(model, h, tokens, temperature, top_p, chunk))
     for a, b in zip(lean_, plain, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-6)
+        assert (a - b).norm() <= 1e-5 * b.norm()  # 9e-8 was measured; single numbers near 0 say little
 
 
 def test_chunked_logprobs_pass_the_numerical_gradient_check():

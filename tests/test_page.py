@@ -72,6 +72,41 @@ def test_samples_come_best_first_and_bad_steps_are_named():
         format_samples_text([])
 
 
+NAN = float("nan")
+WRONG = (None, True, -1, [1], {}, "text", "nan", NAN, float("inf"), 10**400, [[]], [None], ["a"], [NAN])
+
+
+@pytest.mark.parametrize("name", record())
+def test_a_damaged_record_is_one_sentence_or_can_be_shown(name, folder, capsys):
+    """Each field left out, or with a value of another kind."""
+    whole = record()
+    changed = [whole | {name: value} for value in WRONG] + [{k: v for k, v in whole.items() if k != name}]
+    shown = 0
+    for one in changed:
+        (folder / "samples.jsonl").write_text(json.dumps(whole) + "\n" + json.dumps(one) + "\n")
+        codes = {main(["samples", str(folder), *more]) for more in ([], ["--html"])}
+        err = capsys.readouterr().err.strip().splitlines()
+        assert codes in ({0}, {2}) and len(err) == (2 if codes == {2} else 0)
+        assert all("samples.jsonl is damaged: line 2 has" in line and name in line for line in err)
+        shown += codes == {0}
+    assert shown < len(WRONG) / 2
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, "3", "null", "[]", "{", "\ufeff{}", "1e999", '"text"'])
+def test_a_line_that_is_no_record_is_one_sentence(line, folder, capsys):
+    (folder / "samples.jsonl").write_text(line + "\n")
+    assert main(["samples", str(folder)]) == 2
+    assert "samples.jsonl is damaged: line 1" in capsys.readouterr().err
+
+
+def test_an_answer_that_was_not_judged_is_shown_as_such(folder, capsys):
+    (folder / "samples.jsonl").write_text(json.dumps(record(reward=None)) + "\n")
+    assert main(["samples", str(folder)]) == 0 and "not judged" in capsys.readouterr().out
+    assert main(["samples", str(folder), "--html"]) == 0
+    page = (folder / "report.html").read_text()
+    assert "not judged" in page and "data-reward='-Infinity'" in page and "None" not in page
+
+
 @pytest.mark.parametrize("command", [["samples", "nowhere"], ["samples", "nowhere", "--html"], ["plot", "nowhere"]])
 def test_a_folder_that_is_no_run_is_one_sentence(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -17,15 +17,20 @@ import torch
 from conftest import random_model
 from safetensors.torch import load_file
 
+from rfs_utils.ch07 import METHODS
 from rfs_utils.cli import main
 from rfs_utils.data import generate_tiny_problems
+from rfs_utils.engine import learner as learner_module
 from rfs_utils.engine.config import TrainConfig, read_config
+from rfs_utils.engine.experience import Experience
 from rfs_utils.engine.learner import Learner, Problems
+from rfs_utils.engine.rollouts import select_rollouts
 from rfs_utils.evaluate import Evaluation
 from rfs_utils.models import save_model
 from rfs_utils.runs import held_out
 from rfs_utils.runs import run as trainer
 from rfs_utils.runs.folder import append_lines, checkpoint_steps, cut_log
+from rfs_utils.runs.run import sample_records
 from rfs_utils.runs.watch import Watch
 
 FAST = ["--steps", "2", "--prompts-per-step", "2", "--num-rollouts", "4", "--max-new-tokens", "24", "--eval-every", "1"]
@@ -149,6 +154,81 @@ def test_a_step_reports_what_happened(tokenizer):
     assert {"reward_accuracy", "reward_format", "kl", "clip_fraction", "lr", "truncated"} <= metrics.keys()
 
 
+@pytest.mark.parametrize("functions", [1, 2])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_with_answers_that_were_not_judged_is_the_step_without_them(name, functions, tokenizer, monkeypatch):
+    settings = {"method": name, "kl_coef": 0.1, "max_new_tokens": 9}
+    with_them = small_learner(tokenizer, num_rollouts=5, **settings)
+    left_out = torch.tensor([[0, 3], [2, 3]])
+    kept = torch.ones(2, 5, dtype=torch.bool).scatter(1, left_out, False)
+
+    def judge(texts, examples, **info):
+        rewards = [float(i % 2) for i in range(len(texts))]
+        return rewards if len(texts) == 2 else [r if k else None for r, k in zip(rewards, kept.flatten(), strict=True)]
+
+    other = lambda texts, examples, **info: [float(i % 3) for i in range(len(texts))]  # noqa: E731
+    nothing = lambda texts, examples, **info: [None] * len(texts)  # noqa: E731
+    several = {"other": (other, 0.5), "accuracy": (judge, 1.0), "logged": (nothing, 0.0)}
+    with_them.rewards = several if functions == 2 else {"accuracy": (judge, 1.0)}
+    batch = with_them.collect()
+    batch.rollouts.lengths = torch.tensor([9, 2, 9, 5, 1, 9, 9, 3, 8, 9])  # DAPO leaves out what is cut off
+    batch.rollouts.logps *= batch.rollouts.mask
+    batch.truncated = (batch.rollouts.lengths == 9).view(2, 5)
+    monkeypatch.setattr(with_them, "collect", lambda: batch)
+    metrics = with_them.step()
+    rows = kept.flatten().nonzero().squeeze(1)
+    fewer = Experience(
+        batch.examples, select_rollouts(batch.rollouts, rows), batch.truncated[kept].view(2, 3),
+        batch.parts[kept].view(2, 3, -1), batch.weights, batch.rewards[kept].view(2, 3), batch.correct[kept].view(2, 3),
+        batch.greedy_rewards,
+    )  # fmt: skip
+    without = small_learner(tokenizer, num_rollouts=3, **settings)
+    without.rewards = with_them.rewards
+    monkeypatch.setattr(without, "collect", lambda: fewer)
+    expected = without.step()
+    same = {"reward_avg", "reward_std", "accuracy", "zero_signal_groups", "loss", "grad_norm", "clip_fraction", "kl"}
+    for key in same | {key for key in metrics if key.startswith("reward_")}:
+        assert metrics[key] == (expected[key] and pytest.approx(expected[key], rel=1e-4, abs=1e-6)), key
+    assert metrics["grad_norm"] > 0
+    for p, q in zip(with_them.model.parameters(), without.model.parameters(), strict=True):
+        assert (p.grad - q.grad).norm() <= 1e-4 * q.grad.norm()
+    records = [r["reward"] for r in sample_records(with_them)]
+    assert [r is None for r in records] == [not k for k in kept.flatten()]
+    json.loads(json.dumps(records, allow_nan=False))
+
+
+def test_a_step_in_which_nothing_is_judged_moves_nothing_and_has_no_mean(tokenizer):
+    learner = small_learner(tokenizer, rewards="accuracy,format=0.5", kl_coef=0.1)
+    before = [p.clone() for p in learner.model.parameters()]
+    nothing = lambda texts, examples, **info: [None] * len(texts)  # noqa: E731
+    learner.rewards = {"accuracy": (nothing, 1.0), "format": (nothing, 0.5)}
+    metrics = learner.step()
+    assert all(p.equal(q) for p, q in zip(learner.model.parameters(), before, strict=True))
+    assert [metrics[k] for k in ("reward_avg", "reward_std", "accuracy", "reward_format")] == [None] * 4
+    assert metrics["zero_signal_groups"] == 1 and metrics["entropy"] > 0
+
+
+@pytest.mark.parametrize("method", ["grpo", "dapo", "gdpo", "rloo"])
+def test_a_reward_without_weight_decides_nothing(method, tokenizer):
+    learner = small_learner(tokenizer, method=method)
+    learner.rewards = {
+        "accuracy": (lambda texts, examples, **info: [1.0] * len(texts), 1.0),
+        "logged": (lambda texts, examples, **info: [float(i % 3) for i in range(len(texts))], 0.0),
+    }
+    metrics = learner.step()
+    assert metrics["zero_signal_groups"] == 1 and metrics["grad_norm"] == 0 and metrics["reward_logged"] == 1
+    assert not learner.experience.has_signal.any()
+
+
+def test_a_run_goes_on_where_nothing_is_judged(tmp_path, monkeypatch):
+    nothing = {"accuracy": (lambda texts, examples, **info: [None] * len(texts), 1.0)}
+    monkeypatch.setattr(learner_module, "parse_rewards", lambda text: nothing)
+    assert run(tmp_path, monkeypatch, "--steps", "2", "--out", "r") == 0
+    assert [row["reward_avg"] for row in rows_of(tmp_path / "r")] == ["", ""]
+    assert "not judged" in (tmp_path / "r" / "report.html").read_text()
+    assert main(["samples", str(tmp_path / "r")]) == 0
+
+
 def test_several_updates_use_the_log_probs_of_sampling(tokenizer):
     learner = small_learner(tokenizer, updates_per_step=3, clip_low=0.01, clip_high=0.01)
     give_rewards(learner, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0)
@@ -156,6 +236,29 @@ def test_several_updates_use_the_log_probs_of_sampling(tokenizer):
     once = small_learner(tokenizer, updates_per_step=1)
     give_rewards(once, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0)
     assert once.step()["clip_fraction"] == 0
+
+
+def test_metrics_of_a_step_are_means_over_all_of_its_updates(tokenizer, monkeypatch):
+    learner = small_learner(tokenizer, updates_per_step=3, kl_coef=0.1, max_grad_norm=0.01)
+    give_rewards(learner, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0)
+    seen = {"loss": [], "grad_norm": []}
+
+    def noted(name, call):
+        def wrapped(*arguments, **options):
+            seen[name].append(call(*arguments, **options))
+            return seen[name][-1]
+
+        return wrapped
+
+    update = iter((1.0, 2.0, 3.0))
+    monkeypatch.setattr(learner_module, "backpropagate", noted("loss", learner_module.backpropagate))
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", noted("grad_norm", torch.nn.utils.clip_grad_norm_))
+    monkeypatch.setattr(learner_module, "token_sums", lambda *arguments: [number := next(update), 2 * number, 10.0])
+    metrics = learner.step()
+    assert len(set(seen["loss"])) == 3
+    assert metrics["loss"] == pytest.approx(sum(seen["loss"]) / 3)
+    assert metrics["grad_norm"] == pytest.approx(sum(seen["grad_norm"]).item() / 3)
+    assert metrics["clip_fraction"] == pytest.approx(0.2) and metrics["kl"] == pytest.approx(0.4)
 
 
 def test_dynamic_sampling_replaces_groups_without_signal(tokenizer):
@@ -253,6 +356,7 @@ def rows_of(folder) -> list[dict]:
         ["--method", "dapo", "--updates-per-step", "2", "--warmup-steps", "2", "--schedule", "cosine"],
         ["--memory", "low", "--dtype", "bfloat16", "--kl-coef", "0.1", "--rewards", "accuracy,format=0.2"],
         ["--optimizer", "kahan", "--dtype", "bfloat16", "--method", "remax"],
+        ["--rewards", "drawing:drawn", "--seed", "5"],
     ],
 )
 def test_stopping_and_resuming_changes_no_bit(settings, tmp_path, monkeypatch):
@@ -275,6 +379,28 @@ def test_stopping_and_resuming_changes_no_bit(settings, tmp_path, monkeypatch):
     results = [json.loads((folder / "result.json").read_text()) | {"seconds": 0} for folder in (whole, parts)]
     assert results[0] == results[1]
     assert (whole / "samples.jsonl").read_text() == (parts / "samples.jsonl").read_text()
+
+
+@pytest.mark.parametrize("lost", [["result.json", "checkpoints"], ["result.json", "checkpoints", "before.json"]])
+def test_a_run_without_checkpoint_begins_with_the_same_random_numbers(lost, tmp_path, monkeypatch):
+    assert run(tmp_path, monkeypatch, "--rewards", "drawing:drawn", "--checkpoint-every", "0", "--out", "whole") == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    for name in lost:
+        path = tmp_path / "parts" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(tmp_path / "parts" / "model")
+    assert main(["train", "--resume", "parts"]) == 0
+    assert rows_of(tmp_path / "parts") == rows_of(tmp_path / "whole")
+
+
+def test_the_seed_decides_what_a_reward_draws_in_a_new_process(tmp_path):
+    found = []
+    for number, seed in enumerate([7, 7, 8]):
+        done = process(*FAST, "--rewards", "drawing:drawn", "--seed", str(seed), "--out", tmp_path / str(number))
+        out, _ = done.communicate(timeout=120)
+        assert done.returncode == 0, out
+        found.append([row["reward_avg"] for row in rows_of(tmp_path / str(number))])
+    assert found[0] == found[1] != found[2]
 
 
 def test_logs_written_after_the_checkpoint_are_cut(tmp_path, monkeypatch):

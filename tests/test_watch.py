@@ -28,6 +28,7 @@ def test_a_healthy_run_gets_no_warning():
         ({"zero_signal_groups": 1.0, "accuracy": 0.1}, "all rollouts are alike"),
         ({"zero_signal_groups": 1.0, "accuracy": 1.0}, "all solved"),
         ({"truncated": 0.95}, "max_new_tokens is too small"),
+        ({"reward_avg": None, "accuracy": None, "zero_signal_groups": 1.0}, "every reward was None"),
     ],
 )
 def test_each_collapse_is_told_once_with_its_likely_reason(changes, words):

@@ -6,7 +6,12 @@ from dataclasses import dataclass
 import torch
 
 from ..ch06 import Rollouts
-from ..ch07 import Method, soft_overlong_penalty
+from ..ch07 import (
+    Method,
+    combine_rewards,
+    rewards_differ,
+    soft_overlong_penalty,
+)
 from ..data import render_prompt
 from ..qwen3 import Qwen3Model
 from ..sampling import has_ended
@@ -23,15 +28,16 @@ class Experience:
     examples: list[dict]  # B problems
     rollouts: Rollouts  # N rows
     truncated: torch.Tensor  # (B, G) bool: cut off by max_new_tokens
-    parts: torch.Tensor  # (B, G, K) rewards of each of K functions
-    rewards: torch.Tensor  # (B, G) their weighted sum, with the penalty for overlong answers
+    parts: torch.Tensor  # (B, G, K) rewards of each of K functions; NaN: not judged
+    weights: torch.Tensor  # (K,) of the functions
+    rewards: torch.Tensor  # (B, G) the weighted sum, with the penalty for overlong answers; NaN: not judged
     correct: torch.Tensor  # (B, G) 1 for right answers, whatever is rewarded
     greedy_rewards: torch.Tensor | None = None  # (B,) of greedy answers, where the method compares with them
 
     @property
     def has_signal(self) -> torch.Tensor:
         """(B,) bool: the groups in which rewards differ, penalties for length left aside."""
-        return has_signal(self.parts)
+        return has_signal(self.parts, self.weights)
 
     def select(self, groups: torch.Tensor) -> "Experience":
         """Only the groups with these indices."""
@@ -42,15 +48,17 @@ class Experience:
             rollouts=select_rollouts(self.rollouts, rows),
             truncated=self.truncated[groups],
             parts=self.parts[groups],
+            weights=self.weights,
             rewards=self.rewards[groups],
             correct=self.correct[groups],
             greedy_rewards=None if self.greedy_rewards is None else self.greedy_rewards[groups],
         )
 
 
-def has_signal(parts: torch.Tensor) -> torch.Tensor:
-    """(B,) bool: the groups with different rewards among (B, G, K)."""
-    return (parts != parts[:, :1]).any(dim=2).any(dim=1)
+def has_signal(parts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """(B,) bool: the groups with different rewards among (B, G, K), those of weight 0 and of NaN, not judged, aside."""
+    unjudged = combine_rewards(parts, weights).isnan()[:, :, None]
+    return rewards_differ(parts.masked_fill(unjudged, torch.nan)[:, :, weights != 0], 1).any(dim=2).squeeze(1)
 
 
 def join_experience(parts: Sequence[Experience], pad_token_id: int) -> Experience:
@@ -62,6 +70,7 @@ def join_experience(parts: Sequence[Experience], pad_token_id: int) -> Experienc
     return Experience(
         examples=[example for p in parts for example in p.examples],
         rollouts=join_rollouts([p.rollouts for p in parts], pad_token_id),
+        weights=parts[0].weights,
         greedy_rewards=greedy,
         **{name: torch.cat([getattr(p, name) for p in parts]) for name in names},
     )
@@ -92,27 +101,38 @@ def collect(
             model, tokenizer, prompts, device, count, limit, temperature, top_p, plan.cache_bytes, numbers
         )
 
-    def reward(rollouts: Rollouts, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[dict]]:
+    def reward(rollouts: Rollouts, count: int) -> tuple[torch.Tensor, ...]:
         repeated = [example for example in examples for _ in range(count)]
         truncated = ~has_ended(rollouts.tokens, rollouts.lengths, stop_ids(tokenizer))
         info = {"step": step, "lengths": rollouts.lengths.tolist(), "truncated": truncated.tolist()}
-        parts, weights = compute_rewards(rewards, rollouts.texts, repeated, **info)
-        total = (parts @ weights).to(device)
+        # Without weight, so that it is known whatever is rewarded.
+        functions = rewards if "accuracy" in rewards else rewards | {"accuracy": (accuracy, 0.0)}
+        parts, _ = compute_rewards(functions, rollouts.texts, repeated, **info)
+        penalty = torch.zeros(len(parts), device=device)
         if method.overlong_buffer:
             buffer = max(1, round(method.overlong_buffer * limit))
-            total = total + soft_overlong_penalty(rollouts.lengths, limit, buffer)
-        return parts.to(device), total, truncated, repeated
+            penalty = soft_overlong_penalty(rollouts.lengths, limit, buffer)
+        right = parts[:, list(functions).index("accuracy")].to(device).view(groups, count)
+        parts = parts[:, : len(rewards)].to(device).view(groups, count, -1)
+        return parts, right, penalty.view(groups, count), truncated.view(groups, count)
 
+    weights = torch.tensor([weight for _, weight in rewards.values()], device=device)
     rollouts = sample(size, temperature, uniform.flatten(0, 1).to(device))
-    parts, total, truncated, repeated = reward(rollouts, size)
-    right = parts[:, list(rewards).index("accuracy")] if "accuracy" in rewards else accuracy(rollouts.texts, repeated)
-    greedy = reward(sample(1, 0.0, None), 1)[1] if method.baseline == "greedy" else None
+    parts, right, penalty, truncated = reward(rollouts, size)
+    if method.baseline == "greedy":  # judged together with the others, by the same functions
+        greedy_parts, _, greedy_penalty, _ = reward(sample(1, 0.0, None), 1)
+        total = combine_rewards(torch.cat([parts, greedy_parts], dim=1), weights)
+        total, greedy = total[:, :size], total[:, size] + greedy_penalty[:, 0]
+        total = total.masked_fill(greedy.isnan()[:, None], torch.nan)  # nothing to compare with
+    else:
+        total, greedy = combine_rewards(parts, weights), None
     return Experience(
         examples=examples,
         rollouts=rollouts,
-        truncated=truncated.view(groups, size),
-        parts=parts.view(groups, size, -1),
-        rewards=total.view(groups, size),
-        correct=torch.as_tensor(right, device=device).view(groups, size),
+        truncated=truncated,
+        parts=parts,
+        weights=weights,
+        rewards=total + penalty,
+        correct=right,
         greedy_rewards=greedy,
     )

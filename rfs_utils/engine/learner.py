@@ -143,34 +143,38 @@ class Learner:
         self.advantages = advantages = self.compute_advantages(shared)
         updates = self.update(batch, advantages.flatten())
         parts, rewards, _ = (x if x[0] is None else torch.cat(x) for x in zip(*shared, strict=True))
+        judged = rewards[~rewards.isnan()]
         sums = parallel.gather(self.sums(batch))
         totals = {name: sum(part[name] for part in sums) for name in sums[0]}
         seconds = time.perf_counter() - started
         return {
-            "reward_avg": rewards.mean().item(),
+            "reward_avg": judged.mean().item() if len(judged) else None,
             "avg_response_len": totals["tokens"] / rewards.numel(),
-            "reward_std": rewards.std().item(),
-            "accuracy": totals["correct"] / rewards.numel(),
+            "reward_std": judged.std().item() if len(judged) > 1 else None,
+            "accuracy": totals["correct"] / totals["judged"] if totals["judged"] else None,
             "truncated": totals["truncated"] / rewards.numel(),
             "entropy": -totals["logps"] / totals["tokens"],
-            "zero_signal_groups": 1 - has_signal(parts).float().mean().item(),
+            "zero_signal_groups": 1 - has_signal(parts, batch.weights.cpu()).float().mean().item(),
             **updates,
-            **self.reward_metrics(parts),
+            **self.reward_metrics(parts.masked_fill(rewards.isnan()[:, :, None], math.nan)),
             "tokens_per_second": totals["tokens"] / seconds,
         }
 
-    def reward_metrics(self, parts: torch.Tensor) -> dict[str, float]:
-        """The mean of each reward function, where there are several."""
+    def reward_metrics(self, parts: torch.Tensor) -> dict[str, float | None]:
+        """The mean of each reward function over what was judged, where there are several."""
         if len(self.rewards) == 1:
             return {}
-        return {f"reward_{name}": parts[:, :, k].mean().item() for k, name in enumerate(self.rewards)}
+        means = {f"reward_{name}": parts[:, :, k].nanmean().item() for k, name in enumerate(self.rewards)}
+        return {name: None if math.isnan(mean) else mean for name, mean in means.items()}
 
     def sums(self, batch: Experience) -> dict[str, float]:
-        """What the metrics of all processes are made of."""
+        """What the metrics of all processes are made of; answers that were not judged are neither right nor wrong."""
+        correct = batch.correct[~batch.rewards.isnan() & ~batch.correct.isnan()]
         return {
             "tokens": batch.rollouts.lengths.sum().item(),
             "logps": batch.rollouts.logps.sum().item(),
-            "correct": batch.correct.sum().item(),
+            "correct": correct.sum().item(),
+            "judged": len(correct),
             "truncated": batch.truncated.sum().item(),
         }
 
@@ -202,21 +206,24 @@ class Learner:
     def compute_advantages(self, shared: list[tuple]) -> torch.Tensor:
         """Advantages of this process's groups, (B, G); some methods compare with the rewards of all processes."""
         parts, rewards, greedy = zip(*shared, strict=True)
-        weights = torch.tensor([weight for _, weight in self.rewards.values()])
-        several = self.method.separate_rewards
         greedy = None if greedy[0] is None else torch.cat(greedy)
-        advantages = compute_advantages(torch.cat(parts if several else rewards), self.method, weights, greedy)
+        if self.method.separate_rewards:
+            weights = torch.tensor([weight for _, weight in self.rewards.values()])
+            advantages = compute_advantages(torch.cat(parts), self.method, weights, greedy)
+        else:
+            advantages = compute_advantages(torch.cat(rewards), self.method, None, greedy)
         first = sum(len(r) for r in rewards[: parallel.rank()])
         return advantages[first : first + len(rewards[parallel.rank()])].to(self.device)
 
     def update(self, batch: Experience, advantages: torch.Tensor) -> dict[str, float | None]:
         """One or several optimiser steps on the same rollouts; returns loss, gradient norm, clip fraction and KL.
 
-        Rollouts whose gradient is zero are left out. Nothing moves when that holds for all, since AdamW's momentum
-        would move the weights; nor when the gradient is not finite.
+        These are means over the updates that were made. Rollouts whose gradient is zero are left out. Nothing moves
+        when that holds for all, since AdamW's momentum would move the weights; nor when the gradient is not finite.
         """
         config, method, rollouts = self.config, self.method, batch.rollouts
         counted = ~batch.truncated.flatten() if method.mask_truncated else torch.ones_like(advantages, dtype=torch.bool)
+        counted = counted & ~batch.rewards.isnan().flatten()  # NaN: not judged
         if method.dynamic_sampling:  # where no group with a signal was found, length alone should teach nothing
             counted &= batch.has_signal.to(counted.device).repeat_interleave(config.num_rollouts)
         rows = (counted if method.kl_coef else counted & (advantages != 0)).nonzero().squeeze(1)
@@ -234,7 +241,7 @@ class Learner:
         # The sampler's own log-probs are the old ones, unless the method corrects for the sampler's rounding.
         old_logps = score(self.model) if method.sampler_cap is not None else rollouts.logps
         old_logps = old_logps if config.updates_per_step > 1 or method.sampler_cap is not None else None
-        found = []
+        found, made = [], []
 
         def part_loss(logps: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
             width = logps.shape[1]
@@ -264,10 +271,10 @@ class Learner:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
-            metrics |= {"loss": loss, "grad_norm": norm, "clip_fraction": clipped / max(1.0, tokens)}
+            made.append({"loss": loss, "grad_norm": norm, "clip_fraction": clipped / max(1.0, tokens)})
             if ref_logps is not None:
-                metrics["kl"] = kl / max(1.0, tokens)
-        return metrics
+                made[-1]["kl"] = kl / max(1.0, tokens)
+        return metrics | {name: sum(one[name] for one in made) / len(made) for name in (made[0] if made else ())}
 
     def state(self) -> dict:
         """What a checkpoint must hold besides weights, optimiser and random states."""

@@ -19,12 +19,15 @@ BUCKET = 2**25  # gradient values that are added up at once
 
 
 def start() -> None:
-    """Join the group of processes that torchrun has started: NCCL between GPUs, gloo between CPUs."""
+    """Join the group of processes that torchrun has started: NCCL between GPUs, gloo between CPUs.
+
+    On a machine with GPUs both, since the tiny models stay on the CPU there, with more processes than GPUs if need be.
+    """
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
-        on_gpu = torch.cuda.is_available()
-        if on_gpu:
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        dist.init_process_group("nccl" if on_gpu else "gloo")
+        local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        if local_rank < torch.cuda.device_count():
+            torch.cuda.set_device(local_rank)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
 
 def stop() -> None:

@@ -1,8 +1,10 @@
 """Reward functions by name: what a rollout earns, decided by ordinary functions with weights.
 
 A reward function gets all responses of a step, as text without the end token, with their problems,
-`f(responses, examples, **info)`, and returns one number for each response, or None where it has nothing to say (counted
-as 0). `info` has `step`, `lengths` (in tokens) and `truncated`; functions that need none of it just accept `**info`.
+`f(responses, examples, **info)`, and returns one number for each response, or None where it cannot judge: the response
+then counts nowhere, unless the function judges no response to that problem, which it may leave to others. A reward of
+weight 0 is logged only. `info` has `step`, `lengths` (in tokens) and `truncated`; functions that need none of it just
+accept `**info`.
 """
 
 import importlib
@@ -74,7 +76,7 @@ def load_reward(name: str) -> RewardFunction:
 def compute_rewards(
     rewards: dict[str, tuple[RewardFunction, float]], responses: Sequence[str], examples: Sequence[dict], **info
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rewards of N responses by each of K functions, (N, K), and the functions' weights, (K,).
+    """Rewards of N responses by each of K functions, (N, K), NaN for None, and the functions' weights, (K,).
 
     ValueError when a function returns the wrong number of rewards, or something other than numbers.
     """
@@ -84,10 +86,11 @@ def compute_rewards(
         if not isinstance(found, (list, tuple)) or len(found) != len(responses):
             raise ValueError(f"reward {name!r} must return a list of {len(responses)} numbers, one for each response")
         try:
-            columns.append([0.0 if value is None else float(value) for value in found])
+            numbers = [None if value is None else float(value) for value in found]
         except (TypeError, ValueError):
             raise ValueError(f"reward {name!r} must return numbers or None") from None
-        if not all(map(math.isfinite, columns[-1])):
+        if not all(number is None or math.isfinite(number) for number in numbers):
             raise ValueError(f"reward {name!r} must return finite numbers")
+        columns.append([math.nan if number is None else number for number in numbers])
     weights = torch.tensor([weight for _, weight in rewards.values()])
     return torch.tensor(columns).reshape(len(rewards), len(responses)).T, weights

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..csv_log import append_rows
 from ..runs.compare import short_run
 from ..statistics import mean_and_interval
 from .ex06 import SELDOM_BOXED, base_with_habits
@@ -103,13 +104,12 @@ def append_log(path: Path, label: str, seed: int, log: Log, extra: str = "") -> 
     steps = range(len(log["step"]))
     columns = log | {"label": [label for _ in steps], "seed": [seed for _ in steps]}
     columns["extra"] = log.get(f"reward_{extra}", [None for _ in steps])
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([COLUMNS] if new else [])
-        for i in steps:
-            cells = (columns[name][i] for name in COLUMNS)
-            writer.writerow("" if v is None else round(v, 4) if isinstance(v, float) else v for v in cells)
+    rows = [{name: columns[name][i] for name in COLUMNS} for i in steps]
+    append_rows(path, [{name: _cell(value) for name, value in row.items()} for row in rows], key="label")
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else str(round(value, 4) if isinstance(value, float) else value)
 
 
 def read_experiment(name: str) -> dict[str, list[Log]]:

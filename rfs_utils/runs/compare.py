@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from .. import csv_log
 from ..data import generate_tiny_problems
 from ..engine.config import TrainConfig, format_config, read_config
 from ..engine.learner import Learner, training_problems
@@ -19,6 +20,7 @@ from ..evaluate import evaluate_model
 from ..hub.download import write_atomically
 from ..models import load_model_and_tokenizer
 from ..statistics import mean_and_interval
+from .folder import seed_everything
 
 COLUMNS = ("method", "seed", "step", "rollouts", "seconds", "accuracy", "tokens", "reward")
 
@@ -35,6 +37,7 @@ def short_run(
     model, tokenizer = load_model_and_tokenizer(config.model, "cpu")
     held_out = generate_tiny_problems(num_problems, "test", seed=0)
     learner = Learner(config, model, tokenizer, training_problems(config))
+    seed_everything(config.seed)  # now that modules of rewards, which may draw as well, are imported
     rows: list[dict] = []
     seconds = 0.0
     for step in range(config.steps + 1):
@@ -127,13 +130,8 @@ def finished_runs(path: str | Path) -> set[tuple[str, int]]:
 
 def append_rows(path: str | Path, method: str, seed: int, rows: Sequence[Mapping]) -> None:
     """Add a run to a comparison's CSV, rounded to four digits after the point, with the header before the first one."""
-    new = not Path(path).exists()
-    with Path(path).open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerows([COLUMNS] if new else [])
-        for row in rows:
-            cells = (row[column] for column in COLUMNS[2:])
-            writer.writerow([method, seed, *("" if v is None else round(v, 4) for v in cells)])
+    cells = [{name: "" if row[name] is None else str(round(row[name], 4)) for name in COLUMNS[2:]} for row in rows]
+    csv_log.append_rows(path, [{"method": method, "seed": str(seed), **row} for row in cells], key="method")
 
 
 def read_comparison(path: str | Path) -> list[dict]:

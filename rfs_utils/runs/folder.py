@@ -11,13 +11,13 @@ import json
 import random
 import shutil
 import signal
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -247,16 +247,20 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict, numbers: d
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def seed_everything(seed: int) -> None:
+    """Set Python's, numpy's and torch's random numbers, which a reward function may use."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 def random_states() -> tuple[dict[str, torch.Tensor], dict]:
     """The states of all random number generators in use, as tensors and as what JSON can hold."""
     tensors = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors |= {f"cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
-    numbers = {"python": random.getstate()}
-    if "numpy" in sys.modules:  # a reward function may use it
-        name, keys, *rest = sys.modules["numpy"].random.get_state()
-        numbers["numpy"] = [name, keys.tolist(), *rest]
-    return tensors, numbers
+    name, keys, *rest = np.random.get_state()
+    return tensors, {"python": random.getstate(), "numpy": [name, keys.tolist(), *rest]}
 
 
 def restore_random_states(tensors: dict[str, torch.Tensor], numbers: dict) -> None:
@@ -267,8 +271,8 @@ def restore_random_states(tensors: dict[str, torch.Tensor], numbers: dict) -> No
         torch.cuda.set_rng_state_all(cuda)
     version, internal, gauss = numbers["python"]
     random.setstate((version, tuple(internal), gauss))
-    if "numpy" in numbers and "numpy" in sys.modules:
-        sys.modules["numpy"].random.set_state(tuple(numbers["numpy"]))
+    if "numpy" in numbers:  # not in each checkpoint of former times
+        np.random.set_state(tuple(numbers["numpy"]))
 
 
 # ------------------------------------------------------------------ signals

@@ -5,7 +5,8 @@ What a model wrote is text here and nothing else: every character goes through `
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 
@@ -92,19 +93,57 @@ def write_page(folder: Path) -> Path:
 
 
 def read_samples(folder: Path) -> list[dict]:
-    """The rollouts that a run has kept; an unfinished last line is left out."""
+    """The rollouts that a run has kept; an unfinished last line is left out. ValueError for a damaged one."""
     path = Path(folder) / "samples.jsonl"
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    try:
-        records = [json.loads(line) for line in lines]
-    except json.JSONDecodeError:
-        records = [None]
-    fields = {"step", "reward", "advantage", "tokens", "problem", "answer"}
-    if not all(isinstance(record, dict) and fields <= record.keys() for record in records):
-        raise ValueError(f"{path} is damaged")
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except (ValueError, RecursionError):
+            raise ValueError(f"{path} is damaged: line {number} is not JSON") from None
+        if fault := find_fault(records[-1]):
+            raise ValueError(f"{path} is damaged: line {number} {fault}")
     return records
+
+
+def find_fault(record: object) -> str | None:
+    """What is wrong with a kept rollout, or None."""
+    if not isinstance(record, dict):
+        return "is no rollout; expected an object with step, reward, tokens and more"
+    for name, (fits, expected) in FIELDS.items():
+        if name not in record:
+            return f"has no {name}; expected {expected}"
+        if not fits(record[name]):
+            return f"has a wrong {name}; expected {expected}"
+    if len(record["tokens"]) != len(record["logps"]):
+        return f"has {len(record['tokens'])} tokens and {len(record['logps'])} logps; expected as many"
+    return None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _is_list(value: object, fits: Callable[[object], bool]) -> bool:
+    return isinstance(value, list) and all(map(fits, value))
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+FIELDS = {  # of a line of samples.jsonl: whether a value fits, and what is expected
+    "step": (lambda value: isinstance(value, int) and 0 <= value < 10**15, "a whole number"),
+    "reward": (lambda value: value is None or _is_number(value), "a number, or null where it was not judged"),
+    "advantage": (_is_number, "a number"),
+    "tokens": (partial(_is_list, fits=_is_text), "a list of texts"),
+    "logps": (partial(_is_list, fits=lambda x: _is_number(x) and x <= 0), "a list of log-probabilities"),
+    "problem": (_is_text, "a text"),
+    "answer": (_is_text, "a text"),
+}
 
 
 def format_result(result: dict) -> str:
@@ -189,6 +228,7 @@ def format_rollout(number: int, record: dict) -> str:
     advantage = record["advantage"]
     kind = "good" if advantage > 0 else "bad" if advantage < 0 else "even"
     strength = min(70, round(30 * abs(advantage)))
+    reward = "-Infinity" if record["reward"] is None else record["reward"]  # to be sorted by
     spans = "".join(
         f"<span style='--u:{min(100, round(-20 * logp))}' title='probability {math.exp(logp):.1%}'>"
         f"{escape(token)}</span>"
@@ -196,11 +236,16 @@ def format_rollout(number: int, record: dict) -> str:
     )
     return (
         f"<article class='rollout {kind}' style='--s:{strength}' data-number='{number}' data-step='{record['step']}' "
-        f"data-reward='{record['reward']}' data-advantage='{advantage}' data-length='{len(record['tokens'])}'>"
-        f"<p>step {record['step']} · reward {record['reward']:g} · advantage {advantage:+.2f} · "
+        f"data-reward='{reward}' data-advantage='{advantage}' data-length='{len(record['tokens'])}'>"
+        f"<p>step {record['step']} · {format_reward(record['reward'])} · advantage {advantage:+.2f} · "
         f"{len(record['tokens'])} tokens · expected {escape(record['answer'])}<br>{escape(record['problem'])}</p>"
         f"<pre>{spans}</pre></article>"
     )
+
+
+def format_reward(reward: float | None) -> str:
+    """A reward in words; None is what no reward function has judged."""
+    return "not judged" if reward is None else f"reward {reward:g}"
 
 
 def format_samples_text(records: list[dict], step: int | None = None, limit: int = 8) -> str:
@@ -213,7 +258,7 @@ def format_samples_text(records: list[dict], step: int | None = None, limit: int
         raise ValueError(f"no rollouts were kept at step {step}: there are those of {', '.join(map(str, steps))}")
     chosen = sorted((r for r in records if r["step"] == step), key=lambda r: -r["advantage"])[:limit]
     return "\n\n".join(
-        f"step {r['step']}  reward {r['reward']:g}  advantage {r['advantage']:+.2f}  {len(r['tokens'])} tokens\n"
+        f"step {r['step']}  {format_reward(r['reward'])}  advantage {r['advantage']:+.2f}  {len(r['tokens'])} tokens\n"
         f"{r['problem']}  (answer: {r['answer']})\n  {''.join(r['tokens']).strip()!r}"
         for r in chosen
     )

@@ -3,6 +3,7 @@
 A run is a `Learner`, which knows how to do a step, with evaluation, logs, checkpoints and guards around it.
 """
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from .folder import (
     read_json,
     read_run,
     save_run_checkpoint,
+    seed_everything,
     stop_on_signals,
     write_json,
     write_text,
@@ -97,7 +99,6 @@ def prepare(config: TrainConfig) -> tuple[Learner, HeldOut]:
     device = torch.device("cpu") if config.model.startswith("tiny") else get_device()
     model, tokenizer = load_model_and_tokenizer(config.model, device)
     held_out = HeldOut(config)
-    torch.manual_seed(config.seed)
     learner = Learner(config, model, tokenizer, training_problems(config), device)
     for problems in (learner.problems.problems, held_out.problems):
         check_room(model, tokenizer, problems, config.max_new_tokens)
@@ -122,6 +123,7 @@ class Run:
     def __init__(self, learner: Learner, held_out: HeldOut, folder: Path, report: Callable[[str], None]):
         self.learner, self.held_out, self.folder = learner, held_out, folder
         self.config = learner.config
+        seed_everything(self.config.seed)  # whatever was drawn before, by an evaluation or by a reward's module
         self.is_main = parallel.rank() == 0
         self.report = report if self.is_main else lambda text: None
         self.watch = Watch(learner.model.cfg["vocab_size"])
@@ -228,7 +230,8 @@ class Run:
         with self.writing():
             parallel.on_main(self.write_step, metrics, due or step == 1)
         bar.set_postfix(
-            reward=f"{metrics['reward_avg']:.2f}", right=f"{metrics['accuracy']:.0%}",
+            reward="-" if metrics["reward_avg"] is None else f"{metrics['reward_avg']:.2f}",
+            right="-" if metrics["accuracy"] is None else f"{metrics['accuracy']:.0%}",
             tokens=f"{metrics['avg_response_len']:.0f}", speed=f"{metrics['tokens_per_second']:.0f} tok/s",
         )  # fmt: skip
         if result is not None and result.accuracy > self.best[0]:
@@ -326,11 +329,12 @@ def sample_records(learner: Learner, groups: int = 2) -> list[dict]:
     for row in range(min(groups, len(batch.examples)) * size):
         example = batch.examples[row // size]
         tokens = batch.rollouts.tokens[row, : batch.rollouts.lengths[row]].tolist()
+        reward = batch.rewards[row // size, row % size].item()
         records.append({
             "step": learner.done,
             "problem": example["problem"],
             "answer": example["answer"],
-            "reward": round(batch.rewards[row // size, row % size].item(), 4),
+            "reward": None if math.isnan(reward) else round(reward, 4),  # None: not judged
             "advantage": round(learner.advantages[row // size, row % size].item(), 4),
             "tokens": [learner.tokenizer.decode([token]) for token in tokens],
             "logps": [round(x, 3) for x in batch.rollouts.logps[row, : len(tokens)].tolist()],

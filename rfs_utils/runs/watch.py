@@ -24,7 +24,8 @@ class Watch:
     def check(self, metrics: dict) -> str | None:
         """One sentence about a collapse, with its likely reason, the first time it shows."""
         self.recent.append({name: metrics[name] for name in WATCHED})
-        self.best_reward = max(self.best_reward, metrics["reward_avg"])
+        if metrics["reward_avg"] is not None:  # None: no answer of the step was judged
+            self.best_reward = max(self.best_reward, metrics["reward_avg"])
         found = self._find() if len(self.recent) == self.recent.maxlen else {}
         new = [name for name in found if name not in self.warned]
         self.warned = (self.warned & found.keys()) | set(new[:1])  # another one is told at the next step
@@ -53,14 +54,16 @@ class Watch:
                 f"more than 90 % of the answers have been cut off for {steps} steps: max_new_tokens is too small, "
                 "or the policy has forgotten how to end"
             )
-        if self.best_reward > 0 and all(m["reward_avg"] <= 0 for m in self.recent):
+        if all(m["reward_avg"] is None for m in self.recent):
+            found["not judged"] = f"no answer has been judged for {steps} steps: every reward was None"
+        elif self.best_reward > 0 and all(m["reward_avg"] is not None and m["reward_avg"] <= 0 for m in self.recent):
             found["no reward"] = (
                 f"the reward has been 0 for {steps} steps, after {self.best_reward:.2f} at its best: the policy has "
                 "probably been destroyed by too large updates; lower the learning rate"
             )
         elif all(m["zero_signal_groups"] == 1 for m in self.recent):
             alike = "all rollouts are alike; easier problems, a higher temperature or larger groups help"
-            reason = SOLVED if self.recent[-1]["accuracy"] > 0.5 else alike
+            reason = SOLVED if (self.recent[-1]["accuracy"] or 0) > 0.5 else alike
             found["no signal"] = f"no group has had a signal for {steps} steps: {reason}"
         return found
 
