@@ -24,7 +24,7 @@ from .models import WEIGHTS_DIR, load_model, save_model
 from .pretrain import next_token_loss
 from .qwen3 import QWEN3_CONFIG_TINY, Qwen3Model
 
-# %% ../exercises/addition.ipynb #c91bf309
+# %% ../exercises/addition.ipynb #cbf61976
 PAD, EOS = "[PAD]", "[EOS]"
 
 

@@ -5,7 +5,7 @@ __all__ = ['sample_tokens', 'Rollouts', 'sample_batch', 'sample_response', 'rewa
            'token_logprobs', 'response_logprobs', 'policy_gradient_loss', 'compute_grpo_loss', 'update_weights',
            'save_checkpoint', 'append_csv_metrics', 'format_cell', 'held_out_metrics', 'log_step', 'train_rlvr_grpo']
 
-# %% ../ch06/ch06.ipynb #66d4a282
+# %% ../ch06/ch06.ipynb #708ce1e0
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from .qwen3 import KVCache, Qwen3Model
 from .sampling import Stops, check_group, check_sampling, choose_token, is_end, top_p_filter
 from .tokenizer import Qwen3Tokenizer, encode_prompts, response_text, stop_ids
 
-# %% ../ch06/ch06.ipynb #6bf4f045
+# %% ../ch06/ch06.ipynb #dcd86eea
 def sample_tokens(
     model: Callable[..., torch.Tensor],
     logits: torch.Tensor,
@@ -64,7 +64,7 @@ def sample_tokens(
     longest = int(lengths.max())
     return tokens[:, :longest], logps[:, :longest], lengths
 
-# %% ../ch06/ch06.ipynb #1d74712c
+# %% ../ch06/ch06.ipynb #ea0161c9
 @dataclass
 class Rollouts:
     """A batch of N sampled responses; rows of the same prompt stand together."""
@@ -82,7 +82,7 @@ class Rollouts:
         positions = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         return (positions[None, :] < self.lengths[:, None]).float()
 
-# %% ../ch06/ch06.ipynb #bdcc5011
+# %% ../ch06/ch06.ipynb #6f06f928
 @torch.no_grad()
 def sample_batch(
     model: Qwen3Model,
@@ -121,7 +121,7 @@ def sample_batch(
         logps=logps,
     )
 
-# %% ../ch06/ch06.ipynb #f1998957
+# %% ../ch06/ch06.ipynb #a085b703
 def sample_response(
     model: Qwen3Model,
     tokenizer: Qwen3Tokenizer,
@@ -154,7 +154,7 @@ def group_advantages(rewards: torch.Tensor, eps: float = 1e-4) -> torch.Tensor:
     std = rewards.std(dim=-1, keepdim=True)  # with n - 1 in the denominator, torch's default
     return (rewards - mean) / (std + eps)
 
-# %% ../ch06/ch06.ipynb #2f049ce1
+# %% ../ch06/ch06.ipynb #068ef604
 def sequence_logprob(model: Qwen3Model, token_ids: torch.Tensor, prompt_len: int) -> torch.Tensor:
     """Summed log-probability, a scalar, of the tokens after the prompt in ids of shape (tokens,).
 
@@ -167,7 +167,7 @@ def sequence_logprob(model: Qwen3Model, token_ids: torch.Tensor, prompt_len: int
     selected = logprobs.gather(1, token_ids[1:, None]).squeeze(1)
     return selected[prompt_len - 1 :].sum()
 
-# %% ../ch06/ch06.ipynb #269babfe
+# %% ../ch06/ch06.ipynb #a4fedee1
 def token_logprobs(
     logits: torch.Tensor, tokens: torch.Tensor, temperature: float | None = 1.0, top_p: float | None = None
 ) -> torch.Tensor:
@@ -184,7 +184,7 @@ def token_logprobs(
         logits = logits.masked_fill(~allowed, float("-inf"))
     return chosen.squeeze(-1) - logits.logsumexp(dim=-1)
 
-# %% ../ch06/ch06.ipynb #eda245ef
+# %% ../ch06/ch06.ipynb #ee292546
 def response_logprobs(
     model: Qwen3Model, rollouts: Rollouts, temperature: float | None = 1.0, top_p: float | None = None
 ) -> torch.Tensor:
@@ -205,7 +205,7 @@ def policy_gradient_loss(logps: torch.Tensor, advantages: torch.Tensor, mask: to
     """
     return -(advantages.detach() * (logps * mask).sum(dim=-1)).mean()
 
-# %% ../ch06/ch06.ipynb #5c8cca36
+# %% ../ch06/ch06.ipynb #67d24bee
 def compute_grpo_loss(
     model: Qwen3Model,
     tokenizer: Qwen3Tokenizer,
@@ -258,7 +258,7 @@ def update_weights(model: Qwen3Model, optimizer: torch.optim.Optimizer, stats: d
     optimizer.step()
     return True
 
-# %% ../ch06/ch06.ipynb #d943e55d
+# %% ../ch06/ch06.ipynb #292d2bd4
 def save_checkpoint(model: Qwen3Model, checkpoint_dir: str | Path, step: int, suffix: str = "") -> Path:
     """Write the weights to `rlvr-grpo-stepNNNNN[-suffix].safetensors`; returns the path. Defined in ch06, 6.11."""
     checkpoint_dir = Path(checkpoint_dir)
@@ -321,7 +321,7 @@ def log_step(csv_log_path: str | Path, step: int, total_steps: int, stats: dict,
             f"avg_resp_len={avg_response_len:.1f} held-out accuracy={held_out['eval_accuracy']:.1%}"
         )
 
-# %% ../ch06/ch06.ipynb #0fcabc98
+# %% ../ch06/ch06.ipynb #23761c63
 def train_rlvr_grpo(
     model: Qwen3Model,
     tokenizer: Qwen3Tokenizer,

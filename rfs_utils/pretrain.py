@@ -153,7 +153,7 @@ def fit(model: Qwen3Model, tokenizer: Qwen3Tokenizer, recipe: Recipe, source: Ca
         bar.set_postfix(loss=f"{losses[-1]:.3f}")
     return losses
 
-# %% ../exercises/pretraining.ipynb #13d8decd
+# %% ../exercises/pretraining.ipynb #4fa86daf
 def measure_habits(model: Qwen3Model, tokenizer: Qwen3Tokenizer, problems: list[dict]) -> dict[str, float]:
     """Greedy accuracy and length; share of worked answers in samples, and how many of those are right."""
     greedy = evaluate_model(model, tokenizer, problems, max_new_tokens=192)
