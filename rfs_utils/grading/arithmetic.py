@@ -12,7 +12,8 @@ with anything that is not an expression is rejected, which is what `scalar` chec
 
 from fractions import Fraction
 
-from .answers import Based, Matrix, Node, Scalar, Sequence
+from .answers import Based, Matrix, Node, Relation, Scalar, Sequence
+from .cursor import END
 from .limits import Rejected
 from .units import UnitReader
 
@@ -23,8 +24,14 @@ NUMBER_WORDS = {word: number for number, word in enumerate(
 _OPENERS = {"(": ")", "[": "]", "set{": "}set", "langle": "rangle"}
 _CLOSERS = {")": ")", "]": "]", "}set": "}", "rangle": ">"}
 _ATOM_STARTS = frozenset(["var", "const", "fn", "\\frac", "\\sqrt", "\\binom", "(", "[", "{",
-                          "lfloor", "lceil", "num", "repeat", "begin"])
+                          "lfloor", "lceil", "num", "repeat", "begin", "\\det"])
 _INVERSE = {name: "arc" + name for name in ("sin", "cos", "tan")}
+_EQUATIONS = frozenset(["cases", "rcases", "aligned", "align", "align*", "gathered", "gather",
+                        "gather*", "split", "alignedat"])
+_RELATION_SIGNS = frozenset(["=", "<", "<=", ">", ">=", "!=", "approx", "in"])
+_BEFORE_A_SET = _RELATION_SIGNS | {",", ";", "sep", "cup", "cap", "\\setminus"}
+_MAX_DETERMINANT = 4
+_TEMPERATURES = {"C": "celsius", "F": "fahrenheit", "K": "kelvin"}
 _MATRICES = frozenset(["matrix", "pmatrix", "bmatrix", "vmatrix", "array", "smallmatrix"])
 _PI = ("c", "pi")
 
@@ -66,6 +73,8 @@ class Arithmetic(UnitReader):
 
     def sum(self):
         terms = [self.term()]
+        if self.kind == "-" and type(terms[0]) is not tuple:  # a set minus another
+            return terms[0]
         while self.kind in ("+", "-", "pm", "mp"):
             terms.append(scalar(self.term()))
         if len(terms) == 1:
@@ -103,6 +112,8 @@ class Arithmetic(UnitReader):
             if kind == "*" or kind == "/":
                 self.next()
                 (factors if kind == "*" else divisors).append(self.signed_power())
+            elif self.at_approximation():
+                break
             elif kind in _ATOM_STARTS or kind == "|" and not self.in_bars:
                 if kind == "num" or kind == "repeat":  # "5 5" is two numbers, not 25
                     raise Rejected("not_an_expression")
@@ -170,6 +181,8 @@ class Arithmetic(UnitReader):
                     base = ("*", [scalar(base), _PI], [("n", 180)])
                 else:
                     self.unit = (("degree", 1),)
+                    if self.kind == "var" and self.value in _TEMPERATURES:
+                        self.unit = ((_TEMPERATURES[self.next()], 1),)
             elif self.kind == "^":
                 self.next()
                 base = ("^", scalar(base), self.exponent())
@@ -237,9 +250,7 @@ class Arithmetic(UnitReader):
         if kind in _OPENERS:
             node = self.group()
         elif kind == "{":
-            self.next()
-            node = self.old_fraction(unwrap(self.item()))
-            self.expect("}")
+            node = self.braces()
         elif kind == "\\frac" or kind == "\\binom":
             self.next()
             top, bottom = self.argument(), self.argument()
@@ -249,7 +260,9 @@ class Arithmetic(UnitReader):
         elif kind == "|":
             self.next()
             self.in_bars += 1
-            node = ("fn", "abs", scalar(self.sum()))
+            inside = self.sum()
+            node = determinant(inside) if isinstance(inside, Matrix) else \
+                ("fn", "abs", scalar(inside))
             self.in_bars -= 1
             self.expect("|")
         elif kind in ("lfloor", "lceil"):
@@ -257,11 +270,53 @@ class Arithmetic(UnitReader):
             node = ("fn", kind[1:], scalar(self.sum()))
             self.expect("r" + kind[1:])
         elif kind == "begin":
-            node = self.matrix()
+            node = self.equations(self.next()) if self.value in _EQUATIONS else self.matrix()
+        elif kind == "\\det":
+            self.next()
+            node = determinant(self.atom())
         else:
             raise Rejected("not_an_expression")
         self.depth -= 1
         return node
+
+    def braces(self):
+        """TeX's braces: a group, or a set whose braces were not escaped."""
+        built = self.set_builder()
+        if built is not None:
+            return built
+        self.next()
+        found = self.items()
+        if isinstance(found, Sequence) and found.brackets in ("", "and", "or"):
+            found = Sequence("{}", found.items)
+        found = self.old_fraction(unwrap(found))
+        self.expect("}")
+        return found
+
+    def set_builder(self):
+        """{x | x > 2} is x > 2, and {x in R : x > 2} both conditions; None for other braces."""
+        tokens, start = self.tokens, self.position
+        if tokens[start + 1][0] != "var" or tokens[start + 2][0] not in ("|", ":", "in"):
+            return None
+        if self.kind == "{" and start and tokens[start - 1][0] not in _BEFORE_A_SET:
+            return None  # \\sqrt{x|x|}
+        closer = "}set" if self.kind == "set{" else "}"
+        self.next()
+        name = Scalar(("v", self.next()))
+        conditions = []
+        if self.take("in"):
+            self.in_bars += 1  # the bar that follows is no absolute value
+            conditions.append(Relation(["in"], [name, self.side()]))
+            self.in_bars -= 1
+            if self.kind not in ("|", ":"):
+                raise Rejected("not_an_expression")
+        self.next()
+        bars, self.in_bars = self.in_bars, 0
+        found = self.items()
+        self.in_bars = bars
+        self.expect(closer)
+        if not conditions:
+            return found
+        return Sequence("and", [*conditions, found])
 
     def old_fraction(self, top):
         """Plain TeX inside braces: {1 \\over 2} and {5 \\choose 2}."""
@@ -299,15 +354,16 @@ class Arithmetic(UnitReader):
     def group(self):
         """Brackets: a point, interval or set, or only grouping when they hold one expression."""
         opener = self.kind
+        if opener == "set{":
+            built = self.set_builder()
+            if built is not None:
+                return built
         self.next()
-        bars, self.in_bars = self.in_bars, 0
-        if opener == "set{" and self.kind == "var" and \
-                self.tokens[self.position + 1][0] in ("|", ":"):  # {x | x > 2} is x > 2
-            self.next()
-            self.next()
-            found = self.item()
-            self.expect("}set")
+        if opener == "set{" and self.kind == "begin" and self.value in ("array", "aligned"):
+            found = self.atom()  # the brace before a system of equations
+            self.take("}set")
             return found
+        bars, self.in_bars = self.in_bars, 0
         if self.kind == _OPENERS[opener]:
             found = Sequence("", [])
         else:
@@ -320,7 +376,7 @@ class Arithmetic(UnitReader):
         brackets = {"set{": "{", "langle": "<"}.get(opener, opener) + closer
         if brackets == "()" and not isinstance(found, Sequence):
             return unwrap(found)
-        if isinstance(found, Sequence) and found.brackets in ("", "and", "or"):
+        if isinstance(found, Sequence) and found.brackets in ("", "and", "or", "and or"):
             if found.brackets and brackets != "{}":  # "(1 or 2)" is not the point (1, 2)
                 raise Rejected("not_an_expression")
             return Sequence(brackets, found.items)
@@ -401,7 +457,50 @@ class Arithmetic(UnitReader):
         node = ("*", factors, divisors) if len(factors) > 1 or divisors else factors[0]
         return ("-", node) if negative else node
 
-    def matrix(self) -> Matrix:
+    def holds_a_relation(self) -> bool:
+        end = self.tokens.index(END, self.position)
+        kinds = [kind for kind, _ in self.tokens[self.position:end]]
+        return not _RELATION_SIGNS.isdisjoint(kinds[:kinds.index("end")] if "end" in kinds else [])
+
+    def equations(self, kind: str):
+        """The lines of cases, aligned and the like: a list of equations."""
+        self.lines_to_commas(kind)
+        found = self.items()
+        if self.kind != "end" or self.next() != kind:
+            raise Rejected("not_an_expression")
+        return found
+
+    def lines_to_commas(self, kind: str) -> None:
+        """Replace the line ends and alignment marks of this environment.
+
+        A line that begins with a relation sign goes on with the line before. An alignment mark
+        beside no relation sign is the condition of a piecewise function, which is rejected.
+        """
+        tokens, position, kept = self.tokens, self.position, []
+        while tokens[position] != ("end", kind):
+            token = tokens[position]
+            following = tokens[position + 1]
+            if token[0] == "&":
+                if following[0] not in _RELATION_SIGNS and \
+                        not (kept and kept[-1][0] in _RELATION_SIGNS):
+                    raise Rejected("not_an_expression")
+            elif token[0] in ("begin", END[0]):
+                raise Rejected("not_an_expression")
+            elif token[0] == "\\\\":
+                if following[0] == "&":
+                    following = tokens[position + 2]
+                if following[0] not in _RELATION_SIGNS and following[0] not in ("end", "&") and \
+                        kept and kept[-1][0] not in (",", ";", "sep"):
+                    kept.append((",", ""))
+            else:
+                kept.append(token)
+            position += 1
+        if kept and kept[-1][0] in (",", ";"):
+            kept.pop()
+        tokens[self.position:position] = kept
+        self.kind, self.value = tokens[self.position]
+
+    def matrix(self) -> Matrix | Node | Sequence:
         kind = self.next()
         if kind not in _MATRICES:
             raise Rejected("not_an_expression")
@@ -410,6 +509,8 @@ class Arithmetic(UnitReader):
                 if self.kind not in ("var", "const", "|"):
                     raise Rejected("not_an_expression")
                 self.next()
+            if self.holds_a_relation():
+                return self.equations(kind)
         rows: list[list] = [[]]
         while self.kind != "end":
             rows[-1].append(self.side())
@@ -420,4 +521,24 @@ class Arithmetic(UnitReader):
                 self.expect("&")
         if self.next() != kind or len({len(row) for row in rows}) != 1 or not rows[0]:
             raise Rejected("not_an_expression")
-        return Matrix("determinant" if kind == "vmatrix" else "matrix", rows)
+        found = Matrix("matrix", rows)
+        return determinant(found) if kind == "vmatrix" else found
+
+
+def determinant(matrix) -> Node:
+    """The determinant as an expression, by its first row; larger ones than 4 x 4 are rejected."""
+    if not isinstance(matrix, Matrix) or len(matrix.rows) != len(matrix.rows[0]) or \
+            len(matrix.rows) > _MAX_DETERMINANT:
+        raise Rejected("not_an_expression")
+    return _expanded([[scalar(unwrap(cell)) for cell in row] for row in matrix.rows])
+
+
+def _expanded(rows: list[list[Node]]) -> Node:
+    if len(rows) == 1:
+        return rows[0][0]
+    terms = []
+    for column, first in enumerate(rows[0]):
+        minor = _expanded([row[:column] + row[column + 1:] for row in rows[1:]])
+        term = ("*", [first, minor], [])
+        terms.append(("-", term) if column % 2 else term)
+    return ("+", terms)

@@ -6,19 +6,26 @@ intervals. Then `Comparison.equal` compares two meanings. Types must match, exce
 
 * a value may carry a name or not: `x = 5`, `f(x) = 2x + 3` and `y = 2x + 3` equal their value;
 * a unit counts only when both sides have one; a percentage also equals its fraction or its number;
-* an interval may be written as an inequality, a set of solutions as a bare list;
-* named values in a list (`m = 3/2, b = -1`) may stand for a point;
+* a region of the line may be written as intervals, as inequalities or as an operation on sets
+  (see `regions`), a set of solutions as a bare list;
+* named values in a list (`a = 4, b = 9`) may stand for a tuple, in the order of their names;
+* names that contradict each other are different (see `labels`);
+* an exact value may be followed by what it is approximately;
 * digits without their base equal the digits with it, but another base does not;
 * the letter of a choice may be upper or lower case.
 """
 
+from fractions import Fraction
 from itertools import product as combinations
+from zlib import crc32
 
 from .answers import (
+    Approximation,
     Choice,
     Clock,
     Equation,
     Inequality,
+    Label,
     Labelled,
     Matrix,
     Node,
@@ -29,11 +36,28 @@ from .answers import (
     Text,
 )
 from .evaluate import FINE, NEGATIVE_POINT, POINTS, Evaluator, close, negligible, vanishes
+from .labels import in_order, may_name_the_same
 from .limits import MAX_VALUES, Budget, Rejected
+from .regions import (
+    OPERATIONS,
+    REALS,
+    Region,
+    combine,
+    has_variables,
+    points,
+    real_value,
+    solve,
+    to_region,
+    variables,
+)
 
 _PERCENT = (("percent", 1),)
 _INFINITY = ("c", "inf")
 _UNORDERED = ("", "{}")
+_DOTS = Text("...")
+_LISTS = ("", "and", "or", "and or")
+_ORDERED = ("()", "[]", "(]", "[)", "<>")
+_WHOLE_POINTS, _ENOUGH_POINTS = 40, 6
 _FLIPPED = {">": "<", ">=": "<=", "<": "<", "<=": "<="}
 
 
@@ -58,6 +82,31 @@ class Comparison:
         return not evaluator.has_bars or \
             self.same_at(a, b, Evaluator(self.budget, NEGATIVE_POINT))
 
+    def same_expression(self, a: Node, b: Node) -> bool:
+        """`same_value`; n! and the like are compared at whole numbers."""
+        try:
+            return self.same_value(a, b)
+        except Rejected as rejected:
+            if rejected.code == "too_much_work" or not (_counts(a) or _counts(b)):
+                raise
+        return self.same_at_whole_numbers(a, b)
+
+    def same_at_whole_numbers(self, a: Node, b: Node) -> bool:
+        """Equal wherever both are defined, at small positive whole numbers, often enough."""
+        names = sorted(variables(b, variables(a, set())))
+        compared = 0
+        for point in range(_WHOLE_POINTS):
+            values = {name: 1 + crc32(f"{name}/{point}".encode()) % 11 for name in names}
+            try:
+                if not self.same_at(_substitute(a, values), _substitute(b, values),
+                                    Evaluator(self.budget)):
+                    return False
+                compared += 1
+            except Rejected as rejected:  # (n-k)! where n < k
+                if rejected.code == "too_much_work":
+                    raise
+        return compared >= _ENOUGH_POINTS
+
     def same_at(self, a: Node, b: Node, evaluator: Evaluator) -> bool:
         value_a, value_b = evaluator.value(a), evaluator.value(b)
         if close(value_a, value_b):
@@ -74,7 +123,7 @@ class Comparison:
     def same_scalar(self, a: Scalar, b: Scalar) -> bool:
         if a.unit != b.unit and a.unit and b.unit:
             return False
-        if self.same_value(a.node, b.node):
+        if self.same_expression(a.node, b.node):
             return True
         if (a.unit == _PERCENT) != (b.unit == _PERCENT):
             part, whole = (a, b) if a.unit == _PERCENT else (b, a)
@@ -105,6 +154,9 @@ class Comparison:
 
     def equal(self, a, b) -> bool:
         kind_a, kind_b = type(a), type(b)
+        if (kind_a is Region) != (kind_b is Region) and Labelled not in (kind_a, kind_b):
+            a, b = to_region(a, self.budget), to_region(b, self.budget)
+            return a is not None and b is not None and a.same(b)
         if kind_a is not kind_b:
             return self.equal_across(a, b) or self.equal_across(b, a)
         if kind_a is Scalar:
@@ -120,6 +172,8 @@ class Comparison:
             if a.operator == "\\setminus":
                 return a.operator == b.operator and self.pairwise(a.parts, b.parts)
             return a.operator == b.operator and self.match(a.parts, b.parts)
+        if kind_a is Region:
+            return a.same(b)
         if kind_a is Equation:
             return self.same_zero_set(a.node, b.node)
         if kind_a is Inequality:
@@ -146,7 +200,7 @@ class Comparison:
 
     def same_labelled(self, a: Labelled, b: Labelled) -> bool:
         """Two different variables may still be one equation: y = x + 1 and x = y - 1."""
-        if a.name == b.name or a.name.endswith("()") != b.name.endswith("()"):
+        if may_name_the_same(a, b):
             return self.equal(a.value, b.value)
         return a.is_equation() and b.is_equation() and \
             self.same_zero_set(a.equation(), b.equation())
@@ -155,12 +209,14 @@ class Comparison:
         if a.brackets in _UNORDERED and b.brackets in _UNORDERED:
             if _are_named(a.items) != _are_named(b.items):
                 return False  # "x = 2, y = 1" says which is which, "1, 2" does not
+            if _DOTS in a.items:  # 1, 2, ..., n
+                return a.brackets == b.brackets and self.pairwise(a.items, b.items)
             return self.match(self.distinct(a), self.distinct(b))
         if a.brackets == b.brackets:
             return self.pairwise(a.items, b.items)
         for point, named in ((a, b), (b, a)):
             if point.brackets == "()" and named.brackets == "" and _are_named(named.items):
-                return self.pairwise(point.items, _in_order(named.items))
+                return self.pairwise(point.items, in_order(named.items))
         return False
 
     def distinct(self, sequence: Sequence) -> list:
@@ -209,14 +265,20 @@ class Comparison:
         if kind is Matrix:
             for row in answer.rows:
                 row[:] = [self.resolve(cell) for cell in row]
-        return answer
+        return answer.value if kind is Approximation else answer
 
     def resolve_sequence(self, sequence: Sequence):
+        if sequence.brackets in _ORDERED and \
+                any(type(item) is Scalar and item.choices for item in sequence.items):
+            return Sequence("", [self.resolve(point) for point in _expand_point(sequence)])
         items = [self.resolve(item) for item in sequence.items]
         joined = sequence.brackets
-        if joined in ("and", "or"):
+        if joined in _LISTS:
+            region = self.joined_region(sequence, items)
+            if region:
+                return region
             intervals = _intervals(items)
-            if intervals:
+            if intervals and joined in ("and", "or"):
                 name, parts = intervals
                 if joined == "or":
                     return Labelled(name, SetOperation("cup", parts))
@@ -234,10 +296,54 @@ class Comparison:
             return Sequence("{}", flat) if joined else _name_the_list(flat)
         return Sequence(joined, items)
 
+    def joined_region(self, sequence: Sequence, items: list) -> Labelled | Region | None:
+        """Conditions on one variable: `x > 1, x < 3` holds where all do, with "or" where one does.
+
+        Numbers that follow an unequal sign are excluded as well: x \\ne 1, 2.
+        """
+        if not any(type(item) is Region or type(item) is Labelled and type(item.value) is Region
+                   for item in items) or sequence.brackets == "and or":
+            return None
+        if len(items) == 1:
+            return items[0]
+        either = sequence.brackets == "or"
+        names = {item.name for item in items if type(item) is Labelled}
+        if len(names) > 1 or any(type(item) is Labelled and item.words for item in items):
+            return None
+        total, excludes = None, False
+        for written, item in zip(sequence.items, items, strict=True):
+            if type(item) is Scalar and excludes:
+                part = self.without([item])
+                operator = "cap"
+            else:
+                excludes = type(written) is Relation and written.operators == ["!="]
+                value = item.value if type(item) is Labelled else item
+                if type(value) is Scalar and either and type(item) is Labelled:
+                    value = Sequence("{}", [value])
+                if type(item) is not Labelled and total is not None:
+                    return None
+                part = to_region(value, self.budget)
+                operator = "cup" if either else "cap"
+            if part is None:
+                return None
+            total = part if total is None else \
+                combine(total, part, OPERATIONS[operator], self.budget)
+        if not total.cuts:  # x < 1, x > 3
+            return None
+        return _as_meaning(total, names.pop() if names else "")
+
+    def without(self, numbers: list) -> Region | None:
+        """All reals but some."""
+        values = [real_value(number.node, self.budget) if type(number) is Scalar else None
+                  for number in numbers]
+        if any(value is None or type(value) is float for value in values):
+            return None
+        return combine(REALS, points(values), OPERATIONS["\\setminus"], self.budget)
+
     def resolve_union(self, union: SetOperation):
         parts = [self.resolve(part) for part in union.parts]
         for part in parts:
-            if type(part) not in (Sequence, SetOperation, Labelled):
+            if type(part) not in (Sequence, SetOperation, Labelled, Region):
                 raise Rejected("not_an_expression")
         name = ""
         if type(parts[0]) is Labelled:  # the whole union was named
@@ -247,6 +353,9 @@ class Comparison:
             merged = Sequence("{}", [item for part in parts for item in part.items])
             return Labelled(name, merged) if name else merged
         meaning = SetOperation(union.operator, parts)
+        region = to_region(meaning, self.budget)
+        if region is not None:
+            return _as_meaning(region, name)
         return Labelled(name, meaning) if name else meaning
 
     def resolve_relation(self, relation: Relation):
@@ -257,7 +366,14 @@ class Comparison:
             name = _lone_name(relation.sides[0])
             if name:
                 return Labelled(name, self.resolve(relation.sides[1]))
+        if "approx" in operators:
+            exact = self.resolve_approximation(relation)
+            if exact:
+                return exact
         sides = [self.resolve(side) for side in relation.sides]
+        solved = self.solve(operators, sides)
+        if solved:
+            return solved
         if operators == ["!="] and _lone_name(sides[0]) and type(sides[1]) is Scalar:
             hole = Scalar(sides[1].node)
             return Labelled(_lone_name(sides[0]), SetOperation("cup", [
@@ -267,11 +383,80 @@ class Comparison:
             return _resolve_inequality(operators, sides)
         return Relation(operators, sides)
 
+    def solve(self, operators: list[str], sides: list) -> Labelled | None:
+        """Where inequalities that are linear in one variable hold; None for any others."""
+        if operators == ["!="] and _lone_name(sides[0]) and type(sides[1]) is Sequence and \
+                sides[1].brackets in _UNORDERED:  # x \\ne \\pm 1
+            region = self.without(sides[1].items)
+            return region and Labelled(_lone_name(sides[0]), region)
+        if not set(operators) <= {*_FLIPPED, "!="} or \
+                "!=" in operators and len(operators) > 1 or \
+                not all(type(side) is Scalar for side in sides):
+            return None
+        names: set[str] = set()
+        for side in sides:
+            variables(side.node, names)
+        if len(names) != 1:
+            return None
+        if operators[0] in (">", ">="):
+            sides, operators = sides[::-1], operators[::-1]
+            if not set(operators) <= {">", ">="}:
+                return None
+        elif not set(operators) <= {"<", "<=", "!="}:
+            return None
+        total = REALS
+        for left, operator, right in zip(sides, operators, sides[1:], strict=False):
+            part = solve(left.node, _FLIPPED.get(operator, operator), right.node, self.budget)
+            if part is None:
+                return None
+            total = combine(total, part, OPERATIONS["cap"], self.budget)
+        return Labelled(names.pop(), total) if total.cuts else None
+
+    def resolve_approximation(self, relation: Relation):
+        """`2\\sqrt3 \\approx 3.46` is its exact side, when the rest is that value rounded."""
+        first = relation.operators.index("approx")
+        rounded = relation.sides[first + 1:]
+        if set(relation.operators[:first]) - {"="} or \
+                set(relation.operators[first:]) != {"approx"} or \
+                not all(type(side) is Approximation for side in rounded):
+            return None
+        exact = self.resolve_equation(relation.sides[:first + 1]) if first else \
+            self.resolve(relation.sides[0])
+        value = exact.value if type(exact) is Labelled else exact
+        values = value.items if type(value) is Sequence and value.brackets == "" else [value]
+        if not all(type(each) is Scalar and not has_variables(each.node) for each in values):
+            return None
+        for side in rounded:
+            near = self.resolve(side.value)
+            nears = near.items if type(near) is Sequence and near.brackets == "" else [near]
+            if len(nears) != len(values) or not all(
+                    type(n) is Scalar and self.rounds_to(v, n, side.place)
+                    for v, n in zip(values, nears, strict=True)):
+                raise Rejected("contradiction")
+        return exact
+
+    def rounds_to(self, exact: Scalar, near: Scalar, place) -> bool:
+        """Whether `near` is the exact value rounded, or cut off, at its last digit."""
+        if exact.unit != near.unit and exact.unit and near.unit and \
+                _PERCENT not in (exact.unit, near.unit):
+            return False
+        a, b = (real_value(("*", [each.node], [("n", 100 if each.unit == _PERCENT else 1)]),
+                           self.budget) for each in (exact, near))
+        if a is None or b is None or float in (type(a), type(b)):
+            return False
+        evaluator = Evaluator(self.budget)
+        error = evaluator.divide(evaluator.add(a, -b), b)
+        if type(error) not in (int, Fraction):
+            place = evaluator.inexact(place)
+        return abs(error) <= place / 2 or 0 <= error < place
+
     def resolve_equation(self, sides: list):
         """`name = value`, a calculation that ends in its value, or an equation."""
         first, last = sides[0], sides[-1]
-        if type(first) is Text:
-            return Labelled(first.key, self.chain(sides[1:]))
+        if type(first) is Label:
+            if len(sides) == 1:  # area \\approx 12
+                raise Rejected("not_an_expression")
+            return Labelled(first.name, self.chain(sides[1:]), first.words)
         if type(first) is Sequence and len(sides) == 2 and \
                 all(_lone_name(item) for item in first.items) and first.items:
             name = ",".join(_lone_name(item) for item in first.items)  # (x, y) = (1, 2)
@@ -291,7 +476,7 @@ class Comparison:
                 return right
         except Rejected:
             pass
-        if not (_has_variables(left.node) or _has_variables(right.node)):
+        if not (has_variables(left.node) or has_variables(right.node)):
             raise Rejected("contradiction")  # 4 = 5
         return Equation(("+", [left.node, ("-", right.node)]))
 
@@ -343,24 +528,56 @@ def _lone_name(side) -> str:
     return side.node[1] if type(side) is Scalar and side.node[0] == "v" and not side.unit else ""
 
 
-def _has_variables(node) -> bool:
-    if type(node) is tuple and node[0] == "v":
+def _expand_point(sequence: Sequence) -> list[Sequence]:
+    """(2, \\pm 3) is the points (2, 3) and (2, -3); a minus-plus ties all signs together."""
+    items = sequence.items
+    if not all(type(item) is Scalar for item in items):
+        raise Rejected("not_an_expression")
+    order: list[int] = []
+    nodes = [item.node for item in items]
+    _collect_signs(nodes, order)
+    tied = _has_minus_plus(nodes)
+    if 2**(1 if tied else len(order)) > MAX_VALUES:
+        raise Rejected("too_complex")
+    expanded = []
+    for signs in combinations((1, -1), repeat=1 if tied else len(order)):
+        chosen = dict(zip(order, signs * len(order) if tied else signs, strict=True))
+        expanded.append(Sequence(sequence.brackets, [
+            Scalar(_choose(item.node, chosen), item.unit) for item in items]))
+    return expanded
+
+
+def _has_minus_plus(node) -> bool:
+    if type(node) is tuple and node[0] == "pm":
+        return node[2] < 0
+    return type(node) in (tuple, list) and any(_has_minus_plus(part) for part in node)
+
+
+def _counts(node) -> bool:
+    """Whether there is a factorial, or a binomial coefficient, of a variable."""
+    if type(node) is tuple and node[0] in ("!", "binom") and has_variables(node):
         return True
-    return type(node) in (tuple, list) and any(_has_variables(part) for part in node)
+    return type(node) in (tuple, list) and any(_counts(part) for part in node)
+
+
+def _substitute(node, values: dict[str, int]):
+    if type(node) is tuple and node[0] == "v":
+        return ("n", values[node[1]])
+    if type(node) in (tuple, list):
+        return type(node)(_substitute(part, values) for part in node)
+    return node
+
+
+def _as_meaning(region: Region, name: str):
+    """A region with its name; one of single points is the set of them."""
+    single = region.points()
+    meaning = region if single is None else \
+        Sequence("{}", [Scalar(("n", value)) for value in single])
+    return Labelled(name, meaning) if name else meaning
 
 
 def _are_named(items: list) -> bool:
-    return bool(items) and all(type(item) is Labelled for item in items)
-
-
-def _in_order(named: list[Labelled]) -> list:
-    """Coordinates in their usual order: x, y, z by name, others as written."""
-    names = [item.name for item in named]
-    if len(set(names)) != len(names):
-        return []
-    if set(names) <= {"x", "y", "z"}:
-        named = sorted(named, key=lambda item: item.name)
-    return [item.value for item in named]
+    return bool(items) and all(type(item) is Labelled and not item.words for item in items)
 
 
 def _name_the_list(items: list):
@@ -396,9 +613,9 @@ def _resolve_inequality(operators: list[str], sides: list[Scalar]):
     right = "]" if operators[-1] == "<=" else ")"
     if len(sides) == 3 and names[1]:
         return Labelled(names[1], Sequence(left + right, [nodes[0], nodes[2]]))
-    if len(sides) == 2 and names[0] and not _has_variables(sides[1].node):
+    if len(sides) == 2 and names[0] and not has_variables(sides[1].node):
         return Labelled(names[0], Sequence("(" + right, [low, nodes[1]]))
-    if len(sides) == 2 and names[1] and not _has_variables(sides[0].node):
+    if len(sides) == 2 and names[1] and not has_variables(sides[0].node):
         return Labelled(names[1], Sequence(left + ")", [nodes[0], high]))
     steps = [Inequality(("+", [b.node, ("-", a.node)]), operator == "<")
              for a, b, operator in zip(sides, sides[1:], operators, strict=False)]

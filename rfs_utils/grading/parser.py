@@ -8,20 +8,31 @@
 The levels below are in `arithmetic`, what the answer means is worked out in `compare`.
 """
 
-from .answers import Relation, Scalar, Sequence, SetOperation, Text
+from fractions import Fraction
+
+from .answers import Approximation, Label, Relation, Scalar, Sequence, SetOperation, Text
 from .arithmetic import NUMBER_WORDS, Arithmetic
 from .cursor import END
+from .labels import function_name
 from .lexer import lex
 from .limits import Rejected
 
 _RELATIONS = frozenset(["=", "<", "<=", ">", ">=", "!=", "approx", "in"])
 _SET_OPERATORS = frozenset(["cup", "cap", "\\setminus"])
+_SAYS_NOTHING = frozenset("answer result solution value final total the our is therefore so thus "
+                          "hence".split())
+_NO_LABEL = frozenset("not no never about roughly maybe nearly almost except".split())
+_APPROXIMATE = frozenset(["num", "-", "+", "*", "^", "{", "}", "%", "money", "word", "name", "pm",
+                          "mp", "^circ", "\\circ"])
 _FUNCTION_LETTERS = frozenset("fghpqrABCDEFGHKLMNPQRSTVW")
 
 
-def parse(text: str):
-    """The answer written in `text` (already cleaned); Rejected when it is not an expression."""
-    parser = Parser(lex(text))
+def parse(text: str, grouped: bool = True):
+    """The answer written in `text` (already cleaned); Rejected when it is not an expression.
+
+    `grouped` says whether 300,200 is one number or two.
+    """
+    parser = Parser(lex(text, grouped))
     answer = parser.items()
     if parser.kind != END[0]:
         raise Rejected("not_an_expression")
@@ -43,27 +54,46 @@ class Parser(Arithmetic):
             found.append(self.item())
         if len(found) == 1:
             return found[0]
-        joined_by.discard(",")
-        return Sequence(joined_by.pop() if len(joined_by) == 1 else "", found)
+        return Sequence(" ".join(sorted(joined_by - {","})), found)
 
     def item(self):
         """A side, a relation, or a labelled value such as `f(x) = ...` or `Area = ...`."""
         sides, operators = [self.label() or self.side()], []
-        while self.kind in _RELATIONS:
+        while self.kind in _RELATIONS or self.at_approximation():
+            in_brackets = self.take("(")  # 2\sqrt3 (\approx 3.46)
             operators.append(self.kind)
             self.next()
-            sides.append(self.side())
+            sides.append(self.approximation() if operators[-1] == "approx" else self.side())
+            if in_brackets:
+                self.expect(")")
         if not operators:
             return sides[0]
         if isinstance(sides[0], Text):
-            if operators[0] != "=":
-                raise Rejected("not_an_expression")
-            if sides[0].key == "":  # words name the value and say nothing about it
+            raise Rejected("not_an_expression")
+        if isinstance(sides[0], Label):
+            says_nothing = not sides[0].name
+            if says_nothing or not set(operators) <= {"=", "approx"}:
                 del sides[0], operators[0]
                 return sides[0] if not operators else Relation(operators, sides)
         return Relation(operators, sides)
 
-    def label(self) -> Text | None:
+    def approximation(self):
+        """What follows an approximately sign: a number that shows how exact it is, or any side."""
+        start = self.position
+        side = self.side()
+        written = self.tokens[start:self.position]
+        digits = [value for kind, value in written if kind == "num"]
+        if not digits or any(kind not in _APPROXIMATE for kind, _ in written):
+            return side
+        mantissa, _, power = digits[0].partition("e")
+        decimals = mantissa.partition(".")[2]
+        last_digit = Fraction(1, 10 ** len(decimals))
+        if not decimals:  # 31,400 may be rounded to hundreds
+            last_digit *= 10 ** (len(mantissa) - len(mantissa.rstrip("0")))
+        size = Fraction(mantissa)
+        return Approximation(side, last_digit / size) if size else side
+
+    def label(self) -> Label | None:
         """`f(x)`, `AB` or some words, when an equals sign follows; None otherwise."""
         tokens, start = self.tokens, self.position
         kind, value = tokens[start]
@@ -71,15 +101,14 @@ class Parser(Arithmetic):
         if kind in ("word", "name"):
             while tokens[end][0] in ("word", "name"):
                 end += 1
-            if end - start > 4 or tokens[end][0] != "=":
+            words = [word.casefold() for _, word in tokens[start:end]]
+            if len(words) > 6 or tokens[end][0] != "=" or not _NO_LABEL.isdisjoint(words):
                 return None
-            if any(word.casefold() in ("not", "no", "never") for _, word in tokens[start:end]):
-                return None
-            name = ""
+            name = "" if _SAYS_NOTHING.issuperset(words) else " ".join(words)
         elif kind == "var" and value[0] in _FUNCTION_LETTERS:
             end += 1
             if tokens[end][0] == "var" and value.isupper() and tokens[end][1].isupper():
-                name, end = value + tokens[end][1], end + 1  # the segment AB
+                name, end = "".join(sorted(value + tokens[end][1])), end + 1  # the segment AB
             else:
                 if tokens[end][0] == "^":
                     if [token[0] for token in tokens[end:end + 5]] != ["^", "{", "-", "num", "}"]:
@@ -89,31 +118,49 @@ class Parser(Arithmetic):
                     return None
                 while tokens[end][0] not in (")", END[0]):
                     end += 1
-                name, end = value + "()", end + 1
+                name, end = function_name(tokens[start:end]), end + 1
             if end >= len(tokens) or tokens[end][0] != "=":
                 return None
         else:
             return None
         self.position = end
         self.kind, self.value = tokens[end]
-        return Text(name)
+        return Label(name, kind in ("word", "name"))
 
     def side(self):
         """One member of a relation: an expression with its unit, or a set."""
-        left = self.operand()
-        while self.kind in _SET_OPERATORS:
-            operator = self.kind
+        left = self.intersection()
+        while self.kind in ("cup", "\\setminus") or self.kind == "-" and _is_set(left):
+            operator = "\\setminus" if self.kind == "-" else self.kind
+            bare_minus = self.kind == "-"
             self.next()
-            right = self.operand()
+            right = self.intersection()
+            if bare_minus and not (isinstance(right, Sequence) and right.brackets == "{}"):
+                raise Rejected("not_an_expression")  # (1,2) - (3,4) are vectors
             if isinstance(left, SetOperation) and left.operator == operator == "cup":
                 left.parts.append(right)
             else:
                 left = SetOperation(operator, [left, right])
         return left
 
+    def intersection(self):
+        left = self.set_operand()
+        while self.take("cap"):
+            left = SetOperation("cap", [left, self.set_operand()])
+        return left
+
+    def set_operand(self):
+        """An operand; a number alone in braces is a set here: (0,9) \\setminus {5}."""
+        braces = self.kind == "{" and self.position > 0 and \
+            self.tokens[self.position - 1][0] in _SET_OPERATORS
+        side = self.operand()
+        return Sequence("{}", [side]) if braces and isinstance(side, Scalar) else side
+
     def operand(self):
         if self.kind in ("word", "name"):
             return self.text()
+        if self.take("dots"):
+            return Text("...")
         outer_unit, self.unit = self.unit, None
         signs_before = self.signs
         node = self.sum()
@@ -130,3 +177,8 @@ class Parser(Arithmetic):
         if len(words) == 1 and words[0].casefold() in NUMBER_WORDS:
             return Scalar(("n", NUMBER_WORDS[words[0].casefold()]))
         return Text(" ".join(words).casefold())
+
+
+def _is_set(side) -> bool:
+    return isinstance(side, (Sequence, SetOperation)) and \
+        not (isinstance(side, Sequence) and side.brackets in ("", "<>"))

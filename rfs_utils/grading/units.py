@@ -38,6 +38,7 @@ _SPELLINGS = {
     "radian": "rad rads radians",
     "celsius": "C",
     "fahrenheit": "F",
+    "kelvin": "K kelvins",
     "dollar": "dollars USD usd",
     "cent": "cents",
     "euro": "euros EUR",
