@@ -100,9 +100,18 @@ class Arithmetic(UnitReader):
                 break
             self.next()
         node = self.product()
+        if choice and isinstance(node, Sequence):
+            return self.signed_point(choice, node)
         if choice:
             node = ("*", [choice, scalar(node)], [])
         return ("-", scalar(node)) if negative else node
+
+    def signed_point(self, choice: Node, point: Sequence) -> Sequence:
+        """\\pm(1, 2): the sign belongs to all coordinates."""
+        if point.brackets != "()" or not all(isinstance(item, Scalar) for item in point.items):
+            raise Rejected("not_an_expression")
+        return Sequence("()", [Scalar(("*", [choice, item.node], []), item.unit, 1)
+                               for item in point.items])
 
     def product(self):
         first = self.mixed_number() or self.power()
@@ -115,8 +124,8 @@ class Arithmetic(UnitReader):
             elif self.at_approximation():
                 break
             elif kind in _ATOM_STARTS or kind == "|" and not self.in_bars:
-                if kind == "num" or kind == "repeat":  # "5 5" is two numbers, not 25
-                    raise Rejected("not_an_expression")
+                if kind in ("num", "repeat") and not _is_symbolic_factorial(factors[-1]):
+                    raise Rejected("not_an_expression")  # "5 5" is two numbers, not 25
                 factors.append(self.power())
             else:
                 break
@@ -176,13 +185,13 @@ class Arithmetic(UnitReader):
         base = self.postfix()
         while True:
             if self.kind == "^circ" or self.at_degree_sign():
+                outer_unit, self.unit = self.unit, (("degree", 1),)
                 self.skip_degree_sign()
                 if self.in_function:
+                    self.unit = outer_unit
                     base = ("*", [scalar(base), _PI], [("n", 180)])
-                else:
-                    self.unit = (("degree", 1),)
-                    if self.kind == "var" and self.value in _TEMPERATURES:
-                        self.unit = ((_TEMPERATURES[self.next()], 1),)
+                elif self.kind == "var" and self.value in _TEMPERATURES:
+                    self.unit = ((_TEMPERATURES[self.next()], 1),)
             elif self.kind == "^":
                 self.next()
                 base = ("^", scalar(base), self.exponent())
@@ -214,6 +223,8 @@ class Arithmetic(UnitReader):
         braces = self.take("{")
         self.expect("\\circ")
         if braces:
+            if self.value in _TEMPERATURES:  # ^{\\circ C}
+                self.unit = ((_TEMPERATURES[self.next()], 1),)
             self.expect("}")
 
     def postfix(self):
@@ -284,7 +295,10 @@ class Arithmetic(UnitReader):
         built = self.set_builder()
         if built is not None:
             return built
+        alone = self.position == 0
         self.next()
+        if alone and self.take("}"):
+            return Sequence("{}", [])
         found = self.items()
         if isinstance(found, Sequence) and found.brackets in ("", "and", "or"):
             found = Sequence("{}", found.items)
@@ -523,6 +537,11 @@ class Arithmetic(UnitReader):
             raise Rejected("not_an_expression")
         found = Matrix("matrix", rows)
         return determinant(found) if kind == "vmatrix" else found
+
+
+def _is_symbolic_factorial(node) -> bool:
+    """Whether a number may follow as a factor: n! 2^n."""
+    return type(node) is tuple and node[0] == "!" and node[1][0] != "n"
 
 
 def determinant(matrix) -> Node:

@@ -57,6 +57,7 @@ _UNORDERED = ("", "{}")
 _DOTS = Text("...")
 _LISTS = ("", "and", "or", "and or")
 _ORDERED = ("()", "[]", "(]", "[)", "<>")
+_TEMPERATURES = {(("celsius", 1),): "C", (("fahrenheit", 1),): "F", (("kelvin", 1),): "K"}
 _WHOLE_POINTS, _ENOUGH_POINTS = 40, 6
 _FLIPPED = {">": "<", ">=": "<=", "<": "<", "<=": "<="}
 
@@ -121,6 +122,7 @@ class Comparison:
         return True
 
     def same_scalar(self, a: Scalar, b: Scalar) -> bool:
+        a, b = _as_temperature(a, b), _as_temperature(b, a)
         if a.unit != b.unit and a.unit and b.unit:
             return False
         if self.same_expression(a.node, b.node):
@@ -459,8 +461,13 @@ class Comparison:
             return Labelled(first.name, self.chain(sides[1:]), first.words)
         if type(first) is Sequence and len(sides) == 2 and \
                 all(_lone_name(item) for item in first.items) and first.items:
-            name = ",".join(_lone_name(item) for item in first.items)  # (x, y) = (1, 2)
-            return Labelled(name, self.resolve(last))
+            names = [_lone_name(item) for item in first.items]  # (x, y) = (1, 2)
+            value = self.resolve(last)
+            if set(names) <= {"x", "y", "z"} and names != sorted(names) and \
+                    type(value) is Sequence and len(value.items) == len(names):
+                pairs = [Labelled(*pair) for pair in zip(names, value.items, strict=True)]
+                value, names = Sequence(value.brackets, in_order(pairs)), sorted(names)
+            return Labelled(",".join(names), value)
         if _lone_name(first):
             if len(sides) > 2 or not _lone_name(last) or _lone_name(first) < _lone_name(last):
                 return Labelled(_lone_name(first), self.chain(sides[1:]))
@@ -533,9 +540,9 @@ def _expand_point(sequence: Sequence) -> list[Sequence]:
     items = sequence.items
     if not all(type(item) is Scalar for item in items):
         raise Rejected("not_an_expression")
-    order: list[int] = []
-    nodes = [item.node for item in items]
-    _collect_signs(nodes, order)
+    nodes, found = [item.node for item in items], []
+    _collect_signs(nodes, found)
+    order = sorted(set(found))
     tied = _has_minus_plus(nodes)
     if 2**(1 if tied else len(order)) > MAX_VALUES:
         raise Rejected("too_complex")
@@ -558,6 +565,15 @@ def _counts(node) -> bool:
     if type(node) is tuple and node[0] in ("!", "binom") and has_variables(node):
         return True
     return type(node) in (tuple, list) and any(_counts(part) for part in node)
+
+
+def _as_temperature(a: Scalar, b: Scalar) -> Scalar:
+    """25 C is 25 degrees where the other is a temperature."""
+    letter = _TEMPERATURES.get(b.unit) if b.unit else None
+    if letter and not a.unit and a.node[0] == "*" and a.node[1][1:] == [("v", letter)] and \
+            not a.node[2]:
+        return Scalar(a.node[1][0], b.unit)
+    return a
 
 
 def _substitute(node, values: dict[str, int]):

@@ -40,8 +40,8 @@ class Cursor:
         return self.next()
 
     def at_approximation(self) -> bool:
-        """Whether brackets around an approximate value begin here: (\\approx 3.46)."""
-        return self.kind == "(" and self.tokens[self.position + 1][0] == "approx"
+        """Whether an approximate value begins here with a bracket or a comma: (\\approx 3.46)."""
+        return self.kind in ("(", ",", "sep") and self.tokens[self.position + 1][0] == "approx"
 
     def enter(self) -> None:
         self.depth += 1

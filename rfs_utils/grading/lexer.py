@@ -134,7 +134,13 @@ def _number(text: str, start: int, match: re.Match, out: list[tuple], grouped: b
         return special.end()
     cut_off = _CUT_OFF.match(text, start)
     if cut_off and len(cut_off[1]) <= MAX_DIGITS:
-        out.append(("repeat", _period(cut_off[1])))
+        period = _period(cut_off[1])
+        if period:
+            out.append(("repeat", period))
+        elif out and out[-1] == ("=", ""):  # \\pi = 3.14... says what it is approximately
+            out[-1:] = [("approx", ""), ("num", cut_off[1])]
+        else:
+            raise Rejected("not_an_expression")
         return cut_off.end()
     based = _BASED.match(text, start)
     if based:
@@ -155,14 +161,14 @@ def _number(text: str, start: int, match: re.Match, out: list[tuple], grouped: b
     return end
 
 
-def _period(digits: str) -> tuple[str, str]:
+def _period(digits: str) -> tuple[str, str] | None:
     """0.1666... is ("0.1", "6"): the shortest period that is written twice at the end."""
     decimals = digits.partition(".")[2]
     for length in range(1, len(decimals) // 2 + 1):
         period = decimals[-length:]
         if decimals[-2 * length:-length] == period:
             return digits[:-2 * length], period
-    raise Rejected("not_an_expression")  # 3.14159... goes on in a way that nobody said
+    return None  # 3.14159... goes on in a way that nobody said
 
 
 def _letters(text: str, match: re.Match, out: list[tuple], in_text: bool) -> int:
@@ -173,7 +179,7 @@ def _letters(text: str, match: re.Match, out: list[tuple], in_text: bool) -> int
     """
     run, end = match[0], match.end()
     after_number = bool(out) and out[-1][0] in ("num", ")", "}", "const", "word")
-    if run.lower() in ("approximately", "approx"):
+    if run.lower() in ("approximately", "approx", "about", "roughly"):
         out.append(("approx", ""))
     elif run.lower() in ("and", "or"):
         out.append(("sep", run.lower()))

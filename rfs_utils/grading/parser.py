@@ -60,7 +60,9 @@ class Parser(Arithmetic):
         """A side, a relation, or a labelled value such as `f(x) = ...` or `Area = ...`."""
         sides, operators = [self.label() or self.side()], []
         while self.kind in _RELATIONS or self.at_approximation():
-            in_brackets = self.take("(")  # 2\sqrt3 (\approx 3.46)
+            in_brackets = self.kind == "("  # 2\sqrt3 (\approx 3.46)
+            if self.kind not in _RELATIONS:
+                self.next()
             operators.append(self.kind)
             self.next()
             sides.append(self.approximation() if operators[-1] == "approx" else self.side())
@@ -102,8 +104,11 @@ class Parser(Arithmetic):
             while tokens[end][0] in ("word", "name"):
                 end += 1
             words = [word.casefold() for _, word in tokens[start:end]]
-            if len(words) > 6 or tokens[end][0] != "=" or not _NO_LABEL.isdisjoint(words):
+            if len(words) > 6 or tokens[end][0] not in ("=", ":") or not _NO_LABEL.isdisjoint(words):
                 return None
+            if tokens[end][0] == ":" and kind == "name" and not value[0].isupper():
+                return None  # Area: 12, but not lambda: 12
+            tokens[end] = ("=", "")
             name = "" if _SAYS_NOTHING.issuperset(words) else " ".join(words)
         elif kind == "var" and value[0] in _FUNCTION_LETTERS:
             end += 1
@@ -121,6 +126,13 @@ class Parser(Arithmetic):
                 name, end = function_name(tokens[start:end]), end + 1
             if end >= len(tokens) or tokens[end][0] != "=":
                 return None
+        elif kind == "\\det":  # \\det A, \\det(A)
+            end = start + 1
+            while tokens[end][0] in ("(", "var", ")"):
+                end += 1
+            if tokens[end][0] != "=":
+                return None
+            name = "det(" + "".join(value for _, value in tokens[start + 1:end]) + ")"
         else:
             return None
         self.position = end
@@ -151,10 +163,12 @@ class Parser(Arithmetic):
 
     def set_operand(self):
         """An operand; a number alone in braces is a set here: (0,9) \\setminus {5}."""
-        braces = self.kind == "{" and self.position > 0 and \
-            self.tokens[self.position - 1][0] in _SET_OPERATORS
+        in_braces, before = self.kind == "{", self.tokens[self.position - 1][0]
         side = self.operand()
-        return Sequence("{}", [side]) if braces and isinstance(side, Scalar) else side
+        if in_braces and isinstance(side, Scalar) and \
+                (before in _SET_OPERATORS or self.kind in _SET_OPERATORS):
+            return Sequence("{}", [side])
+        return side
 
     def operand(self):
         if self.kind in ("word", "name"):

@@ -52,7 +52,7 @@ read_gold = lru_cache(maxsize=1024)(read)
 _INTRODUCED = re.compile(r"(?:the )?(?:answer |option |choice ){1,2}(?:is )?\(?([a-hj])\)?", re.I)
 _WRAPPED_LETTER = re.compile(r"\\(?:text|textbf|textrm|mbox|mathrm|mathbf) ?\{ ?\(?([A-HJ])\)? ?\}")
 _BRACKETED = re.compile(r"\(([A-HJa-hj])\)|([A-HJ])\)")
-_WITH_CONTENT = re.compile(r"(?:(?:answer|option|choice) )?(?:\(([A-HJa-hj])\)(?: |(?=[0-9\\$]))"
+_WITH_CONTENT = re.compile(r"(?:(?:answer|option|choice):? )?(?:\(([A-HJa-hj])\)(?: |(?=[0-9\\$]))"
                            r"|([A-HJa-hj])[).:](?: |(?=[0-9\\$])))([A-Za-z0-9\\$(\[|.+\-].*)", re.I)
 _LOWER_CONTENT = re.compile(r"[0-9\\$.(\[|+\-]")
 _OTHER_CHOICE = re.compile(r"\([A-Ja-j]\)|\b[B-HJ]\b|\b(?:or|and|not)\b|[A-Z]$")
