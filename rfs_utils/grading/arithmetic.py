@@ -30,7 +30,7 @@ _EQUATIONS = frozenset(["cases", "rcases", "aligned", "align", "align*", "gather
                         "gather*", "split", "alignedat"])
 _RELATION_SIGNS = frozenset(["=", "<", "<=", ">", ">=", "!=", "approx", "in"])
 _BEFORE_A_SET = _RELATION_SIGNS | {",", ";", "sep", "cup", "cap", "\\setminus"}
-_MAX_DETERMINANT = 4
+_MAX_DETERMINANT, _MAX_CELLS = 4, 1_000
 _TEMPERATURES = {"C": "celsius", "F": "fahrenheit", "K": "kelvin"}
 _MATRICES = frozenset(["matrix", "pmatrix", "bmatrix", "vmatrix", "array", "smallmatrix"])
 _PI = ("c", "pi")
@@ -545,11 +545,22 @@ def _is_symbolic_factorial(node) -> bool:
 
 
 def determinant(matrix) -> Node:
-    """The determinant as an expression, by its first row; larger ones than 4 x 4 are rejected."""
+    """The determinant as an expression, by its first row.
+
+    Larger ones than 4 x 4 are rejected, and those of long expressions: each is written several
+    times, and determinants of determinants would grow without bound.
+    """
     if not isinstance(matrix, Matrix) or len(matrix.rows) != len(matrix.rows[0]) or \
             len(matrix.rows) > _MAX_DETERMINANT:
         raise Rejected("not_an_expression")
-    return _expanded([[scalar(unwrap(cell)) for cell in row] for row in matrix.rows])
+    rows = [[scalar(unwrap(cell)) for cell in row] for row in matrix.rows]
+    if sum(_size(cell) for row in rows for cell in row) > _MAX_CELLS:
+        raise Rejected("too_complex")
+    return _expanded(rows)
+
+
+def _size(node) -> int:
+    return 1 + sum(map(_size, node)) if type(node) in (tuple, list) else 1
 
 
 def _expanded(rows: list[list[Node]]) -> Node:

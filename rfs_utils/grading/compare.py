@@ -183,7 +183,7 @@ class Comparison:
         if kind_a is Relation:
             return a.operators == b.operators and self.pairwise(a.sides, b.sides)
         if kind_a is Clock:
-            return a.time == b.time and (a.half == b.half or not a.half or not b.half)
+            return _same_time(a, b) or _is_afternoon(a, b) or _is_afternoon(b, a)
         return a == b  # choices, based numbers, text
 
     def equal_across(self, a, b) -> bool:
@@ -209,7 +209,8 @@ class Comparison:
 
     def same_sequence(self, a: Sequence, b: Sequence) -> bool:
         if a.brackets in _UNORDERED and b.brackets in _UNORDERED:
-            if _are_named(a.items) != _are_named(b.items):
+            if _are_named(a.items) and _are_bare(b.items) or \
+                    _are_named(b.items) and _are_bare(a.items):
                 return False  # "x = 2, y = 1" says which is which, "1, 2" does not
             if _DOTS in a.items:  # 1, 2, ..., n
                 return a.brackets == b.brackets and self.pairwise(a.items, b.items)
@@ -217,7 +218,7 @@ class Comparison:
         if a.brackets == b.brackets:
             return self.pairwise(a.items, b.items)
         for point, named in ((a, b), (b, a)):
-            if point.brackets == "()" and named.brackets == "" and _are_named(named.items):
+            if point.brackets == "()" and named.brackets == "" and _are_labelled(named.items):
                 return self.pairwise(point.items, in_order(named.items))
         return False
 
@@ -267,7 +268,7 @@ class Comparison:
         if kind is Matrix:
             for row in answer.rows:
                 row[:] = [self.resolve(cell) for cell in row]
-        return answer.value if kind is Approximation else answer
+        return self.resolve(answer.value) if kind is Approximation else answer
 
     def resolve_sequence(self, sequence: Sequence):
         if sequence.brackets in _ORDERED and \
@@ -408,7 +409,7 @@ class Comparison:
             return None
         total = REALS
         for left, operator, right in zip(sides, operators, sides[1:], strict=False):
-            part = solve(left.node, _FLIPPED.get(operator, operator), right.node, self.budget)
+            part = solve(left.node, right.node, _FLIPPED.get(operator, operator), self.budget)
             if part is None:
                 return None
             total = combine(total, part, OPERATIONS["cap"], self.budget)
@@ -592,8 +593,27 @@ def _as_meaning(region: Region, name: str):
     return Labelled(name, meaning) if name else meaning
 
 
+def _same_time(a: Clock, b: Clock) -> bool:
+    return a.time == b.time and (a.half == b.half or not a.half or not b.half)
+
+
+def _is_afternoon(a: Clock, b: Clock) -> bool:
+    """20:00 is 8:00 p.m."""
+    hours, *rest = b.time
+    return not a.half and b.half == "p" and hours < 12 and a.time == (hours + 12, *rest)
+
+
+def _are_labelled(items: list) -> bool:
+    return bool(items) and all(type(item) is Labelled for item in items)
+
+
 def _are_named(items: list) -> bool:
-    return bool(items) and all(type(item) is Labelled and not item.words for item in items)
+    """Whether all have a variable for a name."""
+    return _are_labelled(items) and not any(item.words for item in items)
+
+
+def _are_bare(items: list) -> bool:
+    return not any(type(item) is Labelled for item in items)
 
 
 def _name_the_list(items: list):

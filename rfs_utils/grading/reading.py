@@ -52,9 +52,8 @@ read_gold = lru_cache(maxsize=1024)(read)
 _INTRODUCED = re.compile(r"(?:the )?(?:answer |option |choice ){1,2}(?:is )?\(?([a-hj])\)?", re.I)
 _WRAPPED_LETTER = re.compile(r"\\(?:text|textbf|textrm|mbox|mathrm|mathbf) ?\{ ?\(?([A-HJ])\)? ?\}")
 _BRACKETED = re.compile(r"\(([A-HJa-hj])\)|([A-HJ])\)")
-_WITH_CONTENT = re.compile(r"(?:(?:answer|option|choice):? )?(?:\(([A-HJa-hj])\)(?: |(?=[0-9\\$]))"
-                           r"|([A-HJa-hj])[).:](?: |(?=[0-9\\$])))([A-Za-z0-9\\$(\[|.+\-].*)", re.I)
-_LOWER_CONTENT = re.compile(r"[0-9\\$.(\[|+\-]")
+_WITH_CONTENT = re.compile(r"(?:(?:answer|option|choice):? )?(?:\(([A-HJ])\)|([A-HJ])[).]|([A-HJ]):(?= ))"
+                           r"( ?)([A-Za-z0-9\\$(\[|.\-].*)", re.I)
 _OTHER_CHOICE = re.compile(r"\([A-Ja-j]\)|\b[B-HJ]\b|\b(?:or|and|not)\b|[A-Z]$")
 _CLOCK = re.compile(r"([0-9]{1,2})(?::([0-9]{2})(?::([0-9]{2}))?)? ?(?:([ap])\.? ?m)?", re.I)
 _REALS = re.compile(r"(?:(?:the )?set of )?(?:(?:all|any|every) )?(?:the )?"
@@ -108,13 +107,20 @@ def _choice(text: str, opened: str, labelled: bool) -> Choice | None:
     match = _WITH_CONTENT.fullmatch(opened) if labelled else None
     if match is None:
         return None
-    letter, content = match[1] or match[2], match[3]
-    if letter.islower() and not _LOWER_CONTENT.match(content):
-        return None
+    *letters, blank, content = match.groups()
+    letter = next(filter(None, letters))
     if _OTHER_CHOICE.search(content):  # two letters are a hedge
         return None
+    usual = blank and (letter.isupper() or match[1] and content[0].isdigit())
+    if not blank and not content[0].isdigit() and not text.startswith("\\"):
+        return None  # (A)\sqrt2 is a product, \textbf{(A)}\sqrt2 is none
+    if not blank and match[1] and letter.islower():
+        return None
     written = text[text.index(content):] if content in text else content
-    return Choice(letter.lower(), read(written, labelled=False))
+    reading = read(written, labelled=False)
+    if isinstance(reading.meaning, Text) and not usual:
+        return None
+    return Choice(letter.lower(), reading)
 
 
 def _clock(opened: str) -> Clock | None:
@@ -124,10 +130,7 @@ def _clock(opened: str) -> Clock | None:
     hours, minutes, seconds, half = match.groups()
     if minutes is None and (not half or not 1 <= int(hours) <= 12):
         return None  # a number
-    hour, half = int(hours), (half or "").lower()
-    if not half and 13 <= hour <= 23:
-        hour, half = hour - 12, "p"
-    return Clock((hour, int(minutes or 0), int(seconds or 0)), half)
+    return Clock((int(hours), int(minutes or 0), int(seconds or 0)), (half or "").lower())
 
 
 def _spelled_base(opened: str) -> Based | Scalar | None:

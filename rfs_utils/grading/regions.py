@@ -186,11 +186,21 @@ def linear(node: Node) -> tuple[Node, Node] | None:
     return None
 
 
-def solve(left: Node, operator: str, right: Node, budget: Budget) -> Region | None:
+def solve(left: Node, right: Node, operator: str, budget: Budget) -> Region | None:
     """Where left < right (or <=, !=) holds, both linear in the one variable; None if they are not.
 
-    Without a variable it holds everywhere, or it is a contradiction.
+    Without a variable it holds everywhere, or it is a contradiction. |u| < c is -c < u < c.
     """
+    budget.spend(50)
+    for inside, bound, joined in ((left, right, "cap"), (right, left, "cup")):
+        if inside[:2] == ("fn", "abs") and has_variables(inside) and not has_variables(bound):
+            if operator == "!=":
+                joined = "cap"
+            low, high = ((("-", bound), inside[2]), (inside[2], bound)) if joined == "cap" else \
+                ((bound, inside[2]), (inside[2], ("-", bound)))
+            parts = [solve(*low, budget=budget, operator=operator),
+                     solve(*high, budget=budget, operator=operator)]
+            return None if None in parts else combine(*parts, OPERATIONS[joined], budget)
     if operator == "<" or operator == "<=":
         if left == ("-", _INFINITY) or right == _INFINITY:
             return REALS if operator == "<" else None
@@ -199,7 +209,6 @@ def solve(left: Node, operator: str, right: Node, budget: Budget) -> Region | No
     form = linear(("+", [right, ("-", left)]))
     if form is None:
         return None
-    budget.spend(20)
     slope, constant = (real_value(part, budget) for part in form)
     if slope is None or constant is None:
         return None
