@@ -520,7 +520,7 @@ class Arithmetic(UnitReader):
             raise Rejected("not_an_expression")
         if kind == "array" and self.take("{"):
             while not self.take("}"):
-                if self.kind not in ("var", "const", "|"):
+                if self.kind not in ("var", "const", "name", "|"):
                     raise Rejected("not_an_expression")
                 self.next()
             if self.holds_a_relation():

@@ -436,6 +436,8 @@ class Comparison:
                     type(n) is Scalar and self.rounds_to(v, n, side.place)
                     for v, n in zip(values, nears, strict=True)):
                 raise Rejected("contradiction")
+            if len(values) == 1 and near.unit != _PERCENT:  # the unit may stand at the end
+                value.unit = value.unit or near.unit
         return exact
 
     def rounds_to(self, exact: Scalar, near: Scalar, place) -> bool:
@@ -471,7 +473,8 @@ class Comparison:
             return Labelled(",".join(names), value)
         if _lone_name(first):
             if len(sides) > 2 or not _lone_name(last) or _lone_name(first) < _lone_name(last):
-                return Labelled(_lone_name(first), self.chain(sides[1:]))
+                value = self.chain(sides[1:])  # D = (0,1) \\cup (1,2) names the set, not x in it
+                return Labelled(_lone_name(first), value, words=type(value) is Region)
         if _lone_name(last) and len(sides) == 2:
             return Labelled(_lone_name(last), self.resolve(first))
         if len(sides) > 2:

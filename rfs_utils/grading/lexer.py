@@ -27,7 +27,7 @@ FUNCTIONS = frozenset("sin cos tan cot sec csc arcsin arccos arctan sinh cosh ta
 _NAMES = {"pi": ("const", "pi"), "oo": ("const", "inf"), "inf": ("const", "inf"),
           "infinity": ("const", "inf"), "infty": ("const", "inf"), "e": ("const", "e"),
           "i": ("const", "i"), "asin": ("fn", "arcsin"), "acos": ("fn", "arccos"),
-          "atan": ("fn", "arctan"), "and": ("sep", "and"), "or": ("sep", "or"),
+          "atan": ("fn", "arctan"), "det": ("\\det", ""), "and": ("sep", "and"), "or": ("sep", "or"),
           **{name: ("fn", name) for name in FUNCTIONS}}
 _GREEK = ("alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu "
           "nu xi rho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma "
@@ -135,9 +135,10 @@ def _number(text: str, start: int, match: re.Match, out: list[tuple], grouped: b
     cut_off = _CUT_OFF.match(text, start)
     if cut_off and len(cut_off[1]) <= MAX_DIGITS:
         period = _period(cut_off[1])
-        if period:
+        before = out[-1][0] if out else ""
+        if period and before != "approx":
             out.append(("repeat", period))
-        elif out and out[-1] == ("=", ""):  # \\pi = 3.14... says what it is approximately
+        elif before in ("=", "approx"):  # \\pi = 3.14... says what it is approximately
             out[-1:] = [("approx", ""), ("num", cut_off[1])]
         else:
             raise Rejected("not_an_expression")

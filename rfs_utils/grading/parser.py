@@ -73,10 +73,12 @@ class Parser(Arithmetic):
         if isinstance(sides[0], Text):
             raise Rejected("not_an_expression")
         if isinstance(sides[0], Label):
-            says_nothing = not sides[0].name
-            if says_nothing or not set(operators) <= {"=", "approx"}:
-                del sides[0], operators[0]
-                return sides[0] if not operators else Relation(operators, sides)
+            if sides[0].name and set(operators) <= {"=", "approx"}:
+                return Relation(operators, sides)
+            label = sides.pop(0)
+            del operators[0]
+            value = Relation(operators, sides) if operators else sides[0]
+            return Relation(["="], [label, value]) if label.name and label.words else value
         return Relation(operators, sides)
 
     def approximation(self):
@@ -87,7 +89,7 @@ class Parser(Arithmetic):
         digits = [value for kind, value in written if kind == "num"]
         if not digits or any(kind not in _APPROXIMATE for kind, _ in written):
             return side
-        mantissa, _, power = digits[0].partition("e")
+        mantissa = digits[0].partition("e")[0]
         decimals = mantissa.partition(".")[2]
         last_digit = Fraction(1, 10 ** len(decimals))
         if not decimals:  # 31,400 may be rounded to hundreds
@@ -121,8 +123,10 @@ class Parser(Arithmetic):
                     end += 5
                 if tokens[end][0] != "(":
                     return None
-                while tokens[end][0] not in (")", END[0]):
+                depth = 1
+                while depth and tokens[end + 1][0] != END[0]:
                     end += 1
+                    depth += {"(": 1, ")": -1}.get(tokens[end][0], 0)
                 name, end = function_name(tokens[start:end]), end + 1
             if end >= len(tokens) or tokens[end][0] != "=":
                 return None

@@ -56,6 +56,8 @@ _WITH_CONTENT = re.compile(r"(?:(?:answer|option|choice):? )?(?:\(([A-HJ])\)|([A
                            r"( ?)([A-Za-z0-9\\$(\[|.\-].*)", re.I)
 _OTHER_CHOICE = re.compile(r"\([A-Ja-j]\)|\b[B-HJ]\b|\b(?:or|and|not)\b|[A-Z]$")
 _CLOCK = re.compile(r"([0-9]{1,2})(?::([0-9]{2})(?::([0-9]{2}))?)? ?(?:([ap])\.? ?m)?", re.I)
+_FULL_HOUR = re.compile(r"([0-9]{1,2}) ?o'clock(?: ?([ap])\.? ?m)?", re.I)
+_NAMED_HOURS = {"noon": "p", "12 noon": "p", "midnight": "a", "12 midnight": "a"}
 _REALS = re.compile(r"(?:(?:the )?set of )?(?:(?:all|any|every) )?(?:the )?"
                     r"(?:(positive|negative|non-?negative|non-?positive) )?"
                     r"(?:\\mathbb ?(?:\{R\}|R)|real(?:s| numbers?| values?(?: of)?| line)"
@@ -75,6 +77,8 @@ def _special(text: str, opened: str, labelled: bool):
     """Answers with a notation of their own: choice letters, times, spelled bases, ordinals."""
     if opened.isdigit():
         return None
+    if opened.casefold() in _NAMED_HOURS:
+        return Clock((12, 0, 0), _NAMED_HOURS[opened.casefold()])
     if opened[:1].isdigit() or opened[:2].strip("(").isdigit():
         return _clock(opened) or _spelled_base(opened) or _ordinal(opened)
     if opened.casefold() in _SHORT_WORDS:  # "no" is a word, not the product of n and o
@@ -124,6 +128,9 @@ def _choice(text: str, opened: str, labelled: bool) -> Choice | None:
 
 
 def _clock(opened: str) -> Clock | None:
+    match = _FULL_HOUR.fullmatch(opened)
+    if match:
+        return Clock((int(match[1]), 0, 0), (match[2] or "").lower())
     match = _CLOCK.fullmatch(opened)
     if match is None:
         return None
