@@ -1,5 +1,6 @@
 """Regions of the real line: every way to write one is the same set, every other set another."""
 
+import os
 import random
 from fractions import Fraction
 
@@ -129,3 +130,24 @@ def test_long_regions_and_lists_are_bounded(text):
     for gold in ("\\mathbb{R}", "x\\ne 1", "(0,1)\\cup(1,2)", "5", "1,2", text + " "):
         assert explain_grade(text, gold).reason != "internal_error"
         assert explain_grade(gold, text).reason != "internal_error"
+
+
+PIECES = r"""0 1 2 5 10 .5 3.14 1,234 300,200 0.333 \ldots ... x y n k - + * / ^ ! = < > \le \ge \ne \pm
+\mp \approx ( ) [ ] { } \{ \} , ; : | & \\ \frac \frac{1}{2} \sqrt{2} \binom{n}{k} n! (n-k)! x> <x<3 x\ne9
+(0,36) [1,2] (-\infty,2) \mathbb{R} \setminus \cup \cap and or \text{and} \text{or} \begin{cases} \end{cases}
+\begin{aligned} \end{aligned} \begin{array}{l} \end{array} \begin{vmatrix}1&2\\3&4\end{vmatrix} \begin{vmatrix}
+\end{vmatrix} \det \det\begin{pmatrix}1&2\\3&4\end{pmatrix} C. (C) c: \textbf{(C)} °C ℃ ^\circ F F( 8 a.m. pm
+: all real numbers except \text{Area} Area: length= f(2)= f(x)= P(A)= AB= (x,y)= \boxed{ \nicefrac \approx3.46
+(\approx approximately about x\in \infty \emptyset a=4 b=9 (2,\pm3) \left\{ \right. -x 2x |x| o'clock""".split()
+GOLDS = ["5", "(0,9)\\cup(9,36)", "\\mathbb{R}", "x>5", "(1,2)", "\\{1,2\\}", "200, 300", "2\\sqrt3",
+         "\\text{(C)}", "f(2)=5", "\\binom{n}{k}", "25^\\circ\\text{C}", "8:00\\text{ a.m.}", "1,2,\\ldots,n"]
+
+
+def test_seeded_fuzz_of_these_notations():
+    """10,000 texts here; RFS_FUZZ=1000000 in the environment for the long run."""
+    rng = random.Random(20240602)
+    previous = "5"
+    for _ in range(int(os.environ.get("RFS_FUZZ", 10_000))):
+        text = "".join(rng.choice(PIECES) + rng.choice(("", "", " ")) for _ in range(rng.randint(1, 12)))
+        assert explain_grade(text, previous).reason != "internal_error", (text, previous)
+        previous = text if rng.random() < 0.5 else rng.choice(GOLDS)

@@ -127,6 +127,8 @@ class Parser(Arithmetic):
                 while depth and tokens[end + 1][0] != END[0]:
                     end += 1
                     depth += {"(": 1, ")": -1}.get(tokens[end][0], 0)
+                if depth:
+                    return None
                 name, end = function_name(tokens[start:end]), end + 1
             if end >= len(tokens) or tokens[end][0] != "=":
                 return None
