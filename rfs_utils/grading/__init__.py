@@ -21,8 +21,8 @@ from .reading import Reading, read, read_gold
 __all__ = ["Grade", "check_gold", "explain_grade", "extract_final_candidate", "grade_answer",
            "reason_counts"]
 
-# 300,200: one number, or two where the reference shows that it is a list.
-_GROUP_OR_ITEM = re.compile("[0-9],[0-9]{3}")
+# 300,200: one number, or two where the reference shows that it is a list; 300,000 is one.
+_GROUP_OR_ITEM = re.compile("[0-9],[1-9][0-9]{2}(?![0-9])(?!.*[0-9],0[0-9])")
 
 # How often each reason was given in this process; "internal_error" should stay at zero.
 reason_counts: Counter[str] = Counter()

@@ -34,6 +34,7 @@ _MAX_DETERMINANT, _MAX_CELLS = 4, 1_000
 _TEMPERATURES = {"C": "celsius", "F": "fahrenheit", "K": "kelvin"}
 _MATRICES = frozenset(["matrix", "pmatrix", "bmatrix", "vmatrix", "array", "smallmatrix"])
 _PI = ("c", "pi")
+REALS = Sequence("()", [Scalar(("-", ("c", "inf"))), Scalar(("c", "inf"))])
 
 
 def number(digits: str) -> int | Fraction:
@@ -345,7 +346,7 @@ class Arithmetic(UnitReader):
         if name == "empty":
             return Sequence("{}", [])
         if name == "reals":
-            return Sequence("()", [Scalar(("-", ("c", "inf"))), Scalar(("c", "inf"))])
+            return REALS
         return ("c", name)
 
     def based(self, digits: str) -> Based | Node:

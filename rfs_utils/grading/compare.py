@@ -296,7 +296,7 @@ class Comparison:
                     flat.extend(item.items)
                 else:
                     flat.append(item)
-            return Sequence("{}", flat) if joined else _name_the_list(flat)
+            return Sequence("{}", _without_name(flat)) if joined else _name_the_list(flat)
         return Sequence(joined, items)
 
     def joined_region(self, sequence: Sequence, items: list) -> Labelled | Region | None:
@@ -351,6 +351,8 @@ class Comparison:
         name = ""
         if type(parts[0]) is Labelled:  # the whole union was named
             name, parts[0] = parts[0].name, parts[0].value
+            parts[1:] = [part.value if type(part) is Labelled and part.name == name else part
+                         for part in parts[1:]]
         if union.operator == "cup" and all(
                 type(part) is Sequence and part.brackets == "{}" for part in parts):
             merged = Sequence("{}", [item for part in parts for item in part.items])
@@ -617,6 +619,13 @@ def _are_named(items: list) -> bool:
 
 def _are_bare(items: list) -> bool:
     return not any(type(item) is Labelled for item in items)
+
+
+def _without_name(items: list) -> list:
+    """The values of {x = 1, x = 2}."""
+    if _are_named(items) and len({item.name for item in items}) == 1:
+        return [item.value for item in items]
+    return items
 
 
 def _name_the_list(items: list):

@@ -45,7 +45,8 @@ _COMMANDS = {
     **{name: ("!=", "") for name in ("ne", "neq")},
     **{name: ("\\setminus", "") for name in ("backslash", "smallsetminus")},
     "R": ("const", "reals"), "reals": ("const", "reals"), "ldots": ("dots", ""),
-    **{name: ("approx", "") for name in ("approx", "sim", "simeq", "cong", "equiv")},
+    **{name: ("approx", "") for name in ("approx", "sim", "simeq", "cong", "equiv",
+                                         "approxeq", "thickapprox", "doteq")},
     **{name: (name, "") for name in ("pm", "mp", "in", "cup", "cap")},
     **{name: ("|", "") for name in ("mid", "vert", "lvert", "rvert")},
     **{name: (name, "") for name in ("lfloor", "rfloor", "lceil", "rceil", "langle", "rangle")},
@@ -182,6 +183,7 @@ def _letters(text: str, match: re.Match, out: list[tuple], in_text: bool) -> int
     after_number = bool(out) and out[-1][0] in ("num", ")", "}", "const", "word")
     if run.lower() in ("approximately", "approx", "about", "roughly"):
         out.append(("approx", ""))
+        return end + text.startswith(".", end)
     elif run.lower() in ("and", "or"):
         out.append(("sep", run.lower()))
     elif run in ("sq", "cu") and after_number:

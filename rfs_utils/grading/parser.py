@@ -11,7 +11,7 @@ The levels below are in `arithmetic`, what the answer means is worked out in `co
 from fractions import Fraction
 
 from .answers import Approximation, Label, Relation, Scalar, Sequence, SetOperation, Text
-from .arithmetic import NUMBER_WORDS, Arithmetic
+from .arithmetic import NUMBER_WORDS, REALS, Arithmetic, unwrap
 from .cursor import END
 from .labels import function_name
 from .lexer import lex
@@ -24,6 +24,7 @@ _SAYS_NOTHING = frozenset("answer result solution value final total the our is t
 _NO_LABEL = frozenset("not no never about roughly maybe nearly almost except".split())
 _APPROXIMATE = frozenset(["num", "-", "+", "*", "^", "{", "}", "%", "money", "word", "name", "pm",
                           "mp", "^circ", "\\circ"])
+_LETTER_R = Scalar(("v", "R"))
 _FUNCTION_LETTERS = frozenset("fghpqrABCDEFGHKLMNPQRSTVW")
 
 
@@ -34,6 +35,8 @@ def parse(text: str, grouped: bool = True):
     """
     parser = Parser(lex(text, grouped))
     answer = parser.items()
+    if parser.kind in ("\\over", "\\choose"):
+        answer = Scalar(parser.old_fraction(unwrap(answer)))
     if parser.kind != END[0]:
         raise Rejected("not_an_expression")
     return answer
@@ -171,6 +174,9 @@ class Parser(Arithmetic):
         """An operand; a number alone in braces is a set here: (0,9) \\setminus {5}."""
         in_braces, before = self.kind == "{", self.tokens[self.position - 1][0]
         side = self.operand()
+        if side == _LETTER_R and (before == "in" or before in _SET_OPERATORS
+                                  or self.kind in _SET_OPERATORS):
+            return REALS  # x \in R, \mathbf{R} \setminus \{0\}
         if in_braces and isinstance(side, Scalar) and \
                 (before in _SET_OPERATORS or self.kind in _SET_OPERATORS):
             return Sequence("{}", [side])

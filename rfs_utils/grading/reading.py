@@ -58,11 +58,13 @@ _OTHER_CHOICE = re.compile(r"\([A-Ja-j]\)|\b[B-HJ]\b|\b(?:or|and|not)\b|[A-Z]$")
 _CLOCK = re.compile(r"([0-9]{1,2})(?::([0-9]{2})(?::([0-9]{2}))?)? ?(?:([ap])\.? ?m)?", re.I)
 _FULL_HOUR = re.compile(r"([0-9]{1,2}) ?o'clock(?: ?([ap])\.? ?m)?", re.I)
 _NAMED_HOURS = {"noon": "p", "12 noon": "p", "midnight": "a", "12 midnight": "a"}
-_REALS = re.compile(r"(?:(?:the )?set of )?(?:(?:all|any|every) )?(?:the )?"
+_REALS = re.compile(r"(?:(?:for|\\forall) ?)?(?:[a-z] ?(?:is|can be|may be|\\in) ?)?"
+                    r"(?:(?:the )?set of )?(?:(?:all|any|every) )?(?:the )?"
                     r"(?:(positive|negative|non-?negative|non-?positive) )?"
                     r"(?:\\mathbb ?(?:\{R\}|R)|real(?:s| numbers?| values?(?: of)?| line)"
                     r"|real(?= [a-z]$))(?: [a-z])?"
-                    r"(?:,? ?(?:except|excluding|other than|but not|but)(?: for)? ([^{}]+))?", re.I)
+                    r"(?:,? ?(?:except|excluding|other than|but not|but)(?: for)? ([^{}]+)"
+                    r"|(?: (?:such that|where|with) [a-z])? ?\\neq? ?([^{}]+))?", re.I)
 _SIGNED = {"": "(-\\infty,\\infty)", "positive": "(0,\\infty)", "negative": "(-\\infty,0)",
            "nonnegative": "[0,\\infty)", "nonpositive": "(-\\infty,0]"}
 _EXCLUDED_NAME = re.compile(r"[a-z] ?(?:=|\\neq?) ?")
@@ -91,7 +93,7 @@ def _reals(opened: str):
     match = _REALS.fullmatch(opened)
     if match is None:
         return None
-    sign, excluded = match.groups()
+    sign, excluded = match[1], match[2] or match[3]
     reals = parse(_SIGNED[(sign or "").lower().replace("-", "")])
     if not excluded:
         return reals
