@@ -80,10 +80,14 @@ class Label:
 
 @dataclass(slots=True)
 class Approximation:
-    """A written number after an approximately sign; `place` is its last digit, relative to it."""
+    """A written number after an approximately sign; `place` is its last digit, relative to it.
+
+    With two decimals or more it may be cut off instead of rounded.
+    """
 
     value: Any
     place: Fraction
+    cut_off: bool
 
 
 @dataclass(slots=True)

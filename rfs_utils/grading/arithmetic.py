@@ -328,6 +328,8 @@ class Arithmetic(UnitReader):
         bars, self.in_bars = self.in_bars, 0
         found = self.items()
         self.in_bars = bars
+        if ("var", name.node[1]) not in tokens[start + 3:self.position]:
+            raise Rejected("not_an_expression")  # {y | x > 2}
         self.expect(closer)
         if not conditions:
             return found

@@ -296,6 +296,9 @@ class Comparison:
                     flat.extend(item.items)
                 else:
                     flat.append(item)
+            if "or" in sequence.brackets and len({item.name for item in flat
+                                                  if type(item) is Labelled}) > 1:
+                return Sequence("or", flat)  # x = 2 or y = 5 is no point
             return Sequence("{}", _without_name(flat)) if joined else _name_the_list(flat)
         return Sequence(joined, items)
 
@@ -435,14 +438,14 @@ class Comparison:
             near = self.resolve(side.value)
             nears = near.items if type(near) is Sequence and near.brackets == "" else [near]
             if len(nears) != len(values) or not all(
-                    type(n) is Scalar and self.rounds_to(v, n, side.place)
+                    type(n) is Scalar and self.rounds_to(v, n, side.place, side.cut_off)
                     for v, n in zip(values, nears, strict=True)):
                 raise Rejected("contradiction")
             if len(values) == 1 and near.unit != _PERCENT:  # the unit may stand at the end
                 value.unit = value.unit or near.unit
         return exact
 
-    def rounds_to(self, exact: Scalar, near: Scalar, place) -> bool:
+    def rounds_to(self, exact: Scalar, near: Scalar, place: Fraction, cut_off: bool) -> bool:
         """Whether `near` is the exact value rounded, or cut off, at its last digit."""
         if exact.unit != near.unit and exact.unit and near.unit and \
                 _PERCENT not in (exact.unit, near.unit):
@@ -455,7 +458,7 @@ class Comparison:
         error = evaluator.divide(evaluator.add(a, -b), b)
         if type(error) not in (int, Fraction):
             place = evaluator.inexact(place)
-        return abs(error) <= place / 2 or 0 <= error < place
+        return abs(error) <= place / 2 or cut_off and 0 <= error < place
 
     def resolve_equation(self, sides: list):
         """`name = value`, a calculation that ends in its value, or an equation."""
@@ -464,10 +467,13 @@ class Comparison:
             if len(sides) == 1:  # area \\approx 12
                 raise Rejected("not_an_expression")
             return Labelled(first.name, self.chain(sides[1:]), first.words)
-        if type(first) is Sequence and len(sides) == 2 and \
-                all(_lone_name(item) for item in first.items) and first.items:
+        if type(first) is Sequence and first.brackets in ("()", "[]", "<>", "") and \
+                len(sides) == 2 and first.items and \
+                all(_lone_name(item) for item in first.items):
             names = [_lone_name(item) for item in first.items]  # (x, y) = (1, 2)
             value = self.resolve(last)
+            if len(set(names)) < len(names):
+                raise Rejected("contradiction")  # (y, y) = (1, 2)
             if set(names) <= {"x", "y", "z"} and names != sorted(names) and \
                     type(value) is Sequence and len(value.items) == len(names):
                 pairs = [Labelled(*pair) for pair in zip(names, value.items, strict=True)]
@@ -651,6 +657,8 @@ def _resolve_inequality(operators: list[str], sides: list[Scalar]):
         if any(operator not in (">", ">=") for operator in operators):
             raise Rejected("not_an_expression")
         sides, operators = sides[::-1], operators[::-1]
+    elif any(operator in (">", ">=") for operator in operators):  # 0 < x > 36
+        raise Rejected("not_an_expression")
     operators = [_FLIPPED[operator] for operator in operators]
     if len(set(operators) - {"<", "<="}) or len(operators) > 2:
         raise Rejected("not_an_expression")

@@ -95,10 +95,11 @@ class Parser(Arithmetic):
         mantissa = digits[0].partition("e")[0]
         decimals = mantissa.partition(".")[2]
         last_digit = Fraction(1, 10 ** len(decimals))
-        if not decimals:  # 31,400 may be rounded to hundreds
-            last_digit *= 10 ** (len(mantissa) - len(mantissa.rstrip("0")))
+        if not decimals and len(mantissa) > 3:  # 31,400 may be rounded to hundreds
+            zeros = len(mantissa) - len(mantissa.rstrip("0"))
+            last_digit *= 10 ** min(zeros, len(mantissa) - 3)
         size = Fraction(mantissa)
-        return Approximation(side, last_digit / size) if size else side
+        return Approximation(side, last_digit / size, len(decimals) > 1) if size else side
 
     def label(self) -> Label | None:
         """`f(x)`, `AB` or some words, when an equals sign follows; None otherwise."""
