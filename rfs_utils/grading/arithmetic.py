@@ -13,7 +13,8 @@ with anything that is not an expression is rejected, which is what `scalar` chec
 from fractions import Fraction
 
 from .answers import Based, Matrix, Node, Relation, Scalar, Sequence
-from .cursor import END
+from .determinants import determinant
+from .environments import EQUATIONS, RELATION_SIGNS, holds_a_relation, lines_to_commas
 from .limits import Rejected
 from .units import UnitReader
 
@@ -26,11 +27,7 @@ _CLOSERS = {")": ")", "]": "]", "}set": "}", "rangle": ">"}
 _ATOM_STARTS = frozenset(["var", "const", "fn", "\\frac", "\\sqrt", "\\binom", "(", "[", "{",
                           "lfloor", "lceil", "num", "repeat", "begin", "\\det"])
 _INVERSE = {name: "arc" + name for name in ("sin", "cos", "tan")}
-_EQUATIONS = frozenset(["cases", "rcases", "aligned", "align", "align*", "gathered", "gather",
-                        "gather*", "split", "alignedat"])
-_RELATION_SIGNS = frozenset(["=", "<", "<=", ">", ">=", "!=", "approx", "in"])
-_BEFORE_A_SET = _RELATION_SIGNS | {",", ";", "sep", "cup", "cap", "\\setminus"}
-_MAX_DETERMINANT, _MAX_CELLS = 4, 1_000
+_BEFORE_A_SET = RELATION_SIGNS | {",", ";", "sep", "cup", "cap", "\\setminus"}
 _TEMPERATURES = {"C": "celsius", "F": "fahrenheit", "K": "kelvin"}
 _MATRICES = frozenset(["matrix", "pmatrix", "bmatrix", "vmatrix", "array", "smallmatrix"])
 _PI = ("c", "pi")
@@ -273,7 +270,7 @@ class Arithmetic(UnitReader):
             self.next()
             self.in_bars += 1
             inside = self.sum()
-            node = determinant(inside) if isinstance(inside, Matrix) else \
+            node = determinant(cells(inside)) if isinstance(inside, Matrix) else \
                 ("fn", "abs", scalar(inside))
             self.in_bars -= 1
             self.expect("|")
@@ -282,10 +279,10 @@ class Arithmetic(UnitReader):
             node = ("fn", kind[1:], scalar(self.sum()))
             self.expect("r" + kind[1:])
         elif kind == "begin":
-            node = self.equations(self.next()) if self.value in _EQUATIONS else self.matrix()
+            node = self.equations(self.next()) if self.value in EQUATIONS else self.matrix()
         elif kind == "\\det":
             self.next()
-            node = determinant(self.atom())
+            node = determinant(cells(self.atom()))
         else:
             raise Rejected("not_an_expression")
         self.depth -= 1
@@ -474,48 +471,14 @@ class Arithmetic(UnitReader):
         node = ("*", factors, divisors) if len(factors) > 1 or divisors else factors[0]
         return ("-", node) if negative else node
 
-    def holds_a_relation(self) -> bool:
-        end = self.tokens.index(END, self.position)
-        kinds = [kind for kind, _ in self.tokens[self.position:end]]
-        return not _RELATION_SIGNS.isdisjoint(kinds[:kinds.index("end")] if "end" in kinds else [])
-
     def equations(self, kind: str):
         """The lines of cases, aligned and the like: a list of equations."""
-        self.lines_to_commas(kind)
+        lines_to_commas(self.tokens, self.position, kind)
+        self.kind, self.value = self.tokens[self.position]
         found = self.items()
         if self.kind != "end" or self.next() != kind:
             raise Rejected("not_an_expression")
         return found
-
-    def lines_to_commas(self, kind: str) -> None:
-        """Replace the line ends and alignment marks of this environment.
-
-        A line that begins with a relation sign goes on with the line before. An alignment mark
-        beside no relation sign is the condition of a piecewise function, which is rejected.
-        """
-        tokens, position, kept = self.tokens, self.position, []
-        while tokens[position] != ("end", kind):
-            token = tokens[position]
-            following = tokens[position + 1]
-            if token[0] == "&":
-                if following[0] not in _RELATION_SIGNS and \
-                        not (kept and kept[-1][0] in _RELATION_SIGNS):
-                    raise Rejected("not_an_expression")
-            elif token[0] in ("begin", END[0]):
-                raise Rejected("not_an_expression")
-            elif token[0] == "\\\\":
-                if following[0] == "&":
-                    following = tokens[position + 2]
-                if following[0] not in _RELATION_SIGNS and following[0] not in ("end", "&") and \
-                        kept and kept[-1][0] not in (",", ";", "sep"):
-                    kept.append((",", ""))
-            else:
-                kept.append(token)
-            position += 1
-        if kept and kept[-1][0] in (",", ";"):
-            kept.pop()
-        tokens[self.position:position] = kept
-        self.kind, self.value = tokens[self.position]
 
     def matrix(self) -> Matrix | Node | Sequence:
         kind = self.next()
@@ -526,7 +489,7 @@ class Arithmetic(UnitReader):
                 if self.kind not in ("var", "const", "name", "|"):
                     raise Rejected("not_an_expression")
                 self.next()
-            if self.holds_a_relation():
+            if holds_a_relation(self.tokens, self.position):
                 return self.equations(kind)
         rows: list[list] = [[]]
         while self.kind != "end":
@@ -539,39 +502,16 @@ class Arithmetic(UnitReader):
         if self.next() != kind or len({len(row) for row in rows}) != 1 or not rows[0]:
             raise Rejected("not_an_expression")
         found = Matrix("matrix", rows)
-        return determinant(found) if kind == "vmatrix" else found
+        return determinant(cells(found)) if kind == "vmatrix" else found
+
+
+def cells(matrix) -> list[list[Node]]:
+    """The expressions in a matrix; anything else is rejected."""
+    if not isinstance(matrix, Matrix):
+        raise Rejected("not_an_expression")
+    return [[scalar(unwrap(cell)) for cell in row] for row in matrix.rows]
 
 
 def _is_symbolic_factorial(node) -> bool:
     """Whether a number may follow as a factor: n! 2^n."""
     return type(node) is tuple and node[0] == "!" and node[1][0] != "n"
-
-
-def determinant(matrix) -> Node:
-    """The determinant as an expression, by its first row.
-
-    Larger ones than 4 x 4 are rejected, and those of long expressions: each is written several
-    times, and determinants of determinants would grow without bound.
-    """
-    if not isinstance(matrix, Matrix) or len(matrix.rows) != len(matrix.rows[0]) or \
-            len(matrix.rows) > _MAX_DETERMINANT:
-        raise Rejected("not_an_expression")
-    rows = [[scalar(unwrap(cell)) for cell in row] for row in matrix.rows]
-    if sum(_size(cell) for row in rows for cell in row) > _MAX_CELLS:
-        raise Rejected("too_complex")
-    return _expanded(rows)
-
-
-def _size(node) -> int:
-    return 1 + sum(map(_size, node)) if type(node) in (tuple, list) else 1
-
-
-def _expanded(rows: list[list[Node]]) -> Node:
-    if len(rows) == 1:
-        return rows[0][0]
-    terms = []
-    for column, first in enumerate(rows[0]):
-        minor = _expanded([row[:column] + row[column + 1:] for row in rows[1:]])
-        term = ("*", [first, minor], [])
-        terms.append(("-", term) if column % 2 else term)
-    return ("+", terms)

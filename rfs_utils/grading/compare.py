@@ -15,9 +15,7 @@ intervals. Then `Comparison.equal` compares two meanings. Types must match, exce
 * the letter of a choice may be upper or lower case.
 """
 
-from fractions import Fraction
 from itertools import product as combinations
-from zlib import crc32
 
 from .answers import (
     Approximation,
@@ -35,21 +33,13 @@ from .answers import (
     SetOperation,
     Text,
 )
+from .conditions import FLIPPED, as_meaning, join, lone_name, solve_relation
 from .evaluate import FINE, NEGATIVE_POINT, POINTS, Evaluator, close, negligible, vanishes
 from .labels import in_order, may_name_the_same
 from .limits import MAX_VALUES, Budget, Rejected
-from .regions import (
-    OPERATIONS,
-    REALS,
-    Region,
-    combine,
-    has_variables,
-    points,
-    real_value,
-    solve,
-    to_region,
-    variables,
-)
+from .regions import Region, has_variables, to_region
+from .rounding import rounds_to
+from .whole_numbers import ENOUGH_POINTS, at_whole_numbers, counts
 
 _PERCENT = (("percent", 1),)
 _INFINITY = ("c", "inf")
@@ -58,8 +48,6 @@ _DOTS = Text("...")
 _LISTS = ("", "and", "or", "and or")
 _ORDERED = ("()", "[]", "(]", "[)", "<>")
 _TEMPERATURES = {(("celsius", 1),): "C", (("fahrenheit", 1),): "F", (("kelvin", 1),): "K"}
-_WHOLE_POINTS, _ENOUGH_POINTS = 40, 6
-_FLIPPED = {">": "<", ">=": "<=", "<": "<", "<=": "<="}
 
 
 class Comparison:
@@ -88,25 +76,18 @@ class Comparison:
         try:
             return self.same_value(a, b)
         except Rejected as rejected:
-            if rejected.code == "too_much_work" or not (_counts(a) or _counts(b)):
+            if rejected.code == "too_much_work" or not (counts(a) or counts(b)):
                 raise
-        return self.same_at_whole_numbers(a, b)
-
-    def same_at_whole_numbers(self, a: Node, b: Node) -> bool:
-        """Equal wherever both are defined, at small positive whole numbers, often enough."""
-        names = sorted(variables(b, variables(a, set())))
         compared = 0
-        for point in range(_WHOLE_POINTS):
-            values = {name: 1 + crc32(f"{name}/{point}".encode()) % 11 for name in names}
+        for one, other in at_whole_numbers(a, b):
             try:
-                if not self.same_at(_substitute(a, values), _substitute(b, values),
-                                    Evaluator(self.budget)):
+                if not self.same_at(one, other, Evaluator(self.budget)):
                     return False
                 compared += 1
             except Rejected as rejected:  # (n-k)! where n < k
                 if rejected.code == "too_much_work":
                     raise
-        return compared >= _ENOUGH_POINTS
+        return compared >= ENOUGH_POINTS
 
     def same_at(self, a: Node, b: Node, evaluator: Evaluator) -> bool:
         value_a, value_b = evaluator.value(a), evaluator.value(b)
@@ -194,7 +175,7 @@ class Comparison:
             return self.equal(a.value, b)
         if type(a) is Sequence and type(b) is Scalar:  # the set {5} is the list of one solution
             return a.brackets in _UNORDERED and len(a.items) == 1 and self.equal(a.items[0], b)
-        if type(a) is Text and _lone_name(b):  # the letters in "A and B"
+        if type(a) is Text and lone_name(b):  # the letters in "A and B"
             return len(a.key) == 1 and a.key.upper() == b.node[1]
         if type(a) is Choice and type(b) is Scalar:
             return b.node[0] in ("v", "c") and b.node[1].lower() == a.letter and b.unit is None
@@ -277,7 +258,7 @@ class Comparison:
         items = [self.resolve(item) for item in sequence.items]
         joined = sequence.brackets
         if joined in _LISTS:
-            region = self.joined_region(sequence, items)
+            region = join(sequence, items, self.budget)
             if region:
                 return region
             intervals = _intervals(items)
@@ -302,50 +283,6 @@ class Comparison:
             return Sequence("{}", _without_name(flat)) if joined else _name_the_list(flat)
         return Sequence(joined, items)
 
-    def joined_region(self, sequence: Sequence, items: list) -> Labelled | Region | None:
-        """Conditions on one variable: `x > 1, x < 3` holds where all do, with "or" where one does.
-
-        Numbers that follow an unequal sign are excluded as well: x \\ne 1, 2.
-        """
-        if not any(type(item) is Region or type(item) is Labelled and type(item.value) is Region
-                   for item in items) or sequence.brackets == "and or":
-            return None
-        if len(items) == 1:
-            return items[0]
-        either = sequence.brackets == "or"
-        names = {item.name for item in items if type(item) is Labelled}
-        if len(names) > 1 or any(type(item) is Labelled and item.words for item in items):
-            return None
-        total, excludes = None, False
-        for written, item in zip(sequence.items, items, strict=True):
-            if type(item) is Scalar and excludes:
-                part = self.without([item])
-                operator = "cap"
-            else:
-                excludes = type(written) is Relation and written.operators == ["!="]
-                value = item.value if type(item) is Labelled else item
-                if type(value) is Scalar and either and type(item) is Labelled:
-                    value = Sequence("{}", [value])
-                if type(item) is not Labelled and total is not None:
-                    return None
-                part = to_region(value, self.budget)
-                operator = "cup" if either else "cap"
-            if part is None:
-                return None
-            total = part if total is None else \
-                combine(total, part, OPERATIONS[operator], self.budget)
-        if not total.cuts:  # x < 1, x > 3
-            return None
-        return _as_meaning(total, names.pop() if names else "")
-
-    def without(self, numbers: list) -> Region | None:
-        """All reals but some."""
-        values = [real_value(number.node, self.budget) if type(number) is Scalar else None
-                  for number in numbers]
-        if any(value is None or type(value) is float for value in values):
-            return None
-        return combine(REALS, points(values), OPERATIONS["\\setminus"], self.budget)
-
     def resolve_union(self, union: SetOperation):
         parts = [self.resolve(part) for part in union.parts]
         for part in parts:
@@ -363,7 +300,7 @@ class Comparison:
         meaning = SetOperation(union.operator, parts)
         region = to_region(meaning, self.budget)
         if region is not None:
-            return _as_meaning(region, name)
+            return as_meaning(region, name)
         return Labelled(name, meaning) if name else meaning
 
     def resolve_relation(self, relation: Relation):
@@ -371,7 +308,7 @@ class Comparison:
         if set(operators) == {"="}:
             return self.resolve_equation(relation.sides)
         if operators == ["in"]:
-            name = _lone_name(relation.sides[0])
+            name = lone_name(relation.sides[0])
             if name:
                 return Labelled(name, self.resolve(relation.sides[1]))
         if "approx" in operators:
@@ -379,46 +316,17 @@ class Comparison:
             if exact:
                 return exact
         sides = [self.resolve(side) for side in relation.sides]
-        solved = self.solve(operators, sides)
+        solved = solve_relation(operators, sides, self.budget)
         if solved:
             return solved
-        if operators == ["!="] and _lone_name(sides[0]) and type(sides[1]) is Scalar:
+        if operators == ["!="] and lone_name(sides[0]) and type(sides[1]) is Scalar:
             hole = Scalar(sides[1].node)
-            return Labelled(_lone_name(sides[0]), SetOperation("cup", [
+            return Labelled(lone_name(sides[0]), SetOperation("cup", [
                 Sequence("()", [Scalar(("-", _INFINITY)), hole]),
                 Sequence("()", [hole, Scalar(_INFINITY)])]))
-        if set(operators) <= set(_FLIPPED) and all(type(side) is Scalar for side in sides):
+        if set(operators) <= set(FLIPPED) and all(type(side) is Scalar for side in sides):
             return _resolve_inequality(operators, sides)
         return Relation(operators, sides)
-
-    def solve(self, operators: list[str], sides: list) -> Labelled | None:
-        """Where inequalities that are linear in one variable hold; None for any others."""
-        if operators == ["!="] and _lone_name(sides[0]) and type(sides[1]) is Sequence and \
-                sides[1].brackets in _UNORDERED:  # x \\ne \\pm 1
-            region = self.without(sides[1].items)
-            return region and Labelled(_lone_name(sides[0]), region)
-        if not set(operators) <= {*_FLIPPED, "!="} or \
-                "!=" in operators and len(operators) > 1 or \
-                not all(type(side) is Scalar for side in sides):
-            return None
-        names: set[str] = set()
-        for side in sides:
-            variables(side.node, names)
-        if len(names) != 1:
-            return None
-        if operators[0] in (">", ">="):
-            sides, operators = sides[::-1], operators[::-1]
-            if not set(operators) <= {">", ">="}:
-                return None
-        elif not set(operators) <= {"<", "<=", "!="}:
-            return None
-        total = REALS
-        for left, operator, right in zip(sides, operators, sides[1:], strict=False):
-            part = solve(left.node, right.node, _FLIPPED.get(operator, operator), self.budget)
-            if part is None:
-                return None
-            total = combine(total, part, OPERATIONS["cap"], self.budget)
-        return Labelled(names.pop(), total) if total.cuts else None
 
     def resolve_approximation(self, relation: Relation):
         """`2\\sqrt3 \\approx 3.46` is its exact side, when the rest is that value rounded."""
@@ -438,27 +346,12 @@ class Comparison:
             near = self.resolve(side.value)
             nears = near.items if type(near) is Sequence and near.brackets == "" else [near]
             if len(nears) != len(values) or not all(
-                    type(n) is Scalar and self.rounds_to(v, n, side.place, side.cut_off)
+                    type(n) is Scalar and rounds_to(v, n, side, self.budget)
                     for v, n in zip(values, nears, strict=True)):
                 raise Rejected("contradiction")
             if len(values) == 1 and near.unit != _PERCENT:  # the unit may stand at the end
                 value.unit = value.unit or near.unit
         return exact
-
-    def rounds_to(self, exact: Scalar, near: Scalar, place: Fraction, cut_off: bool) -> bool:
-        """Whether `near` is the exact value rounded, or cut off, at its last digit."""
-        if exact.unit != near.unit and exact.unit and near.unit and \
-                _PERCENT not in (exact.unit, near.unit):
-            return False
-        a, b = (real_value(("*", [each.node], [("n", 100 if each.unit == _PERCENT else 1)]),
-                           self.budget) for each in (exact, near))
-        if a is None or b is None or float in (type(a), type(b)):
-            return False
-        evaluator = Evaluator(self.budget)
-        error = evaluator.divide(evaluator.add(a, -b), b)
-        if type(error) not in (int, Fraction):
-            place = evaluator.inexact(place)
-        return abs(error) <= place / 2 or cut_off and 0 <= error < place
 
     def resolve_equation(self, sides: list):
         """`name = value`, a calculation that ends in its value, or an equation."""
@@ -469,8 +362,8 @@ class Comparison:
             return Labelled(first.name, self.chain(sides[1:]), first.words)
         if type(first) is Sequence and first.brackets in ("()", "[]", "<>", "") and \
                 len(sides) == 2 and first.items and \
-                all(_lone_name(item) for item in first.items):
-            names = [_lone_name(item) for item in first.items]  # (x, y) = (1, 2)
+                all(lone_name(item) for item in first.items):
+            names = [lone_name(item) for item in first.items]  # (x, y) = (1, 2)
             value = self.resolve(last)
             if len(set(names)) < len(names):
                 raise Rejected("contradiction")  # (y, y) = (1, 2)
@@ -479,12 +372,12 @@ class Comparison:
                 pairs = [Labelled(*pair) for pair in zip(names, value.items, strict=True)]
                 value, names = Sequence(value.brackets, in_order(pairs)), sorted(names)
             return Labelled(",".join(names), value)
-        if _lone_name(first):
-            if len(sides) > 2 or not _lone_name(last) or _lone_name(first) < _lone_name(last):
+        if lone_name(first):
+            if len(sides) > 2 or not lone_name(last) or lone_name(first) < lone_name(last):
                 value = self.chain(sides[1:])  # D = (0,1) \\cup (1,2) names the set, not x in it
-                return Labelled(_lone_name(first), value, words=type(value) is Region)
-        if _lone_name(last) and len(sides) == 2:
-            return Labelled(_lone_name(last), self.resolve(first))
+                return Labelled(lone_name(first), value, words=type(value) is Region)
+        if lone_name(last) and len(sides) == 2:
+            return Labelled(lone_name(last), self.resolve(first))
         if len(sides) > 2:
             return self.chain(sides)
         left, right = (self.resolve(side) for side in sides)
@@ -542,11 +435,6 @@ def _choose(node, signs: dict[int, int]):
     return node
 
 
-def _lone_name(side) -> str:
-    """The name of the variable that is all there is on this side, or ""."""
-    return side.node[1] if type(side) is Scalar and side.node[0] == "v" and not side.unit else ""
-
-
 def _expand_point(sequence: Sequence) -> list[Sequence]:
     """(2, \\pm 3) is the points (2, 3) and (2, -3); a minus-plus ties all signs together."""
     items = sequence.items
@@ -572,13 +460,6 @@ def _has_minus_plus(node) -> bool:
     return type(node) in (tuple, list) and any(_has_minus_plus(part) for part in node)
 
 
-def _counts(node) -> bool:
-    """Whether there is a factorial, or a binomial coefficient, of a variable."""
-    if type(node) is tuple and node[0] in ("!", "binom") and has_variables(node):
-        return True
-    return type(node) in (tuple, list) and any(_counts(part) for part in node)
-
-
 def _as_temperature(a: Scalar, b: Scalar) -> Scalar:
     """25 C is 25 degrees where the other is a temperature."""
     letter = _TEMPERATURES.get(b.unit) if b.unit else None
@@ -586,22 +467,6 @@ def _as_temperature(a: Scalar, b: Scalar) -> Scalar:
             not a.node[2]:
         return Scalar(a.node[1][0], b.unit)
     return a
-
-
-def _substitute(node, values: dict[str, int]):
-    if type(node) is tuple and node[0] == "v":
-        return ("n", values[node[1]])
-    if type(node) in (tuple, list):
-        return type(node)(_substitute(part, values) for part in node)
-    return node
-
-
-def _as_meaning(region: Region, name: str):
-    """A region with its name; one of single points is the set of them."""
-    single = region.points()
-    meaning = region if single is None else \
-        Sequence("{}", [Scalar(("n", value)) for value in single])
-    return Labelled(name, meaning) if name else meaning
 
 
 def _same_time(a: Clock, b: Clock) -> bool:
@@ -659,10 +524,10 @@ def _resolve_inequality(operators: list[str], sides: list[Scalar]):
         sides, operators = sides[::-1], operators[::-1]
     elif any(operator in (">", ">=") for operator in operators):  # 0 < x > 36
         raise Rejected("not_an_expression")
-    operators = [_FLIPPED[operator] for operator in operators]
+    operators = [FLIPPED[operator] for operator in operators]
     if len(set(operators) - {"<", "<="}) or len(operators) > 2:
         raise Rejected("not_an_expression")
-    names = [_lone_name(side) for side in sides]
+    names = [lone_name(side) for side in sides]
     nodes = [Scalar(side.node) for side in sides]
     low, high = Scalar(("-", _INFINITY)), Scalar(_INFINITY)
     left = "[" if operators[0] == "<=" else "("
