@@ -21,9 +21,11 @@ _RELATIONS = frozenset(["=", "<", "<=", ">", ">=", "!=", "approx", "in"])
 _SET_OPERATORS = frozenset(["cup", "cap", "\\setminus"])
 _SAYS_NOTHING = frozenset("answer result solution value final total the our is therefore so thus "
                           "hence".split())
-_NO_LABEL = frozenset("not no never about roughly maybe nearly almost except".split())
+_NO_LABEL = frozenset("not no never about roughly maybe nearly almost except perhaps probably "
+                      "possibly likely guess wrong incorrect false least most less more".split())
 _APPROXIMATE = frozenset(["num", "-", "+", "*", "^", "{", "}", "%", "money", "word", "name", "pm",
                           "mp", "^circ", "\\circ"])
+_JOINS = {"cup": "or", "cap": "and"}
 _LETTER_R = Scalar(("v", "R"))
 _FUNCTION_LETTERS = frozenset("fghpqrABCDEFGHKLMNPQRSTVW")
 
@@ -49,8 +51,9 @@ class Parser(Arithmetic):
         """One answer, or the bare list of several."""
         found = [self.item()]
         joined_by = set()
-        while self.kind in (",", ";", "sep"):
-            joined_by.add("," if self.kind in (",", ";") else self.value)
+        while self.kind in (",", ";", "sep") or \
+                self.kind in _JOINS and isinstance(found[-1], Relation):  # x < 1 \cup x > 3
+            joined_by.add("," if self.kind in (",", ";") else _JOINS.get(self.kind, self.value))
             self.next()
             if self.kind == "sep" and "," in joined_by:  # "1, 2, and 3"
                 joined_by.add(self.next())
@@ -152,7 +155,7 @@ class Parser(Arithmetic):
     def side(self):
         """One member of a relation: an expression with its unit, or a set."""
         left = self.intersection()
-        while self.kind in ("cup", "\\setminus") or self.kind == "-" and _is_set(left):
+        while self.kind == "\\setminus" or self.kind in ("cup", "-") and _is_set(left):
             operator = "\\setminus" if self.kind == "-" else self.kind
             bare_minus = self.kind == "-"
             self.next()
@@ -167,7 +170,7 @@ class Parser(Arithmetic):
 
     def intersection(self):
         left = self.set_operand()
-        while self.take("cap"):
+        while not isinstance(left, Scalar) and self.take("cap"):
             left = SetOperation("cap", [left, self.set_operand()])
         return left
 
