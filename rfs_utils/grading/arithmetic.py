@@ -221,7 +221,7 @@ class Arithmetic(UnitReader):
         braces = self.take("{")
         self.expect("\\circ")
         if braces:
-            if self.value in _TEMPERATURES:  # ^{\\circ C}
+            if self.value in _TEMPERATURES:  # ^{\circ C}
                 self.unit = ((_TEMPERATURES[self.next()], 1),)
             self.expect("}")
 
@@ -310,7 +310,7 @@ class Arithmetic(UnitReader):
         if tokens[start + 1][0] != "var" or tokens[start + 2][0] not in ("|", ":", "in"):
             return None
         if self.kind == "{" and start and tokens[start - 1][0] not in _BEFORE_A_SET:
-            return None  # \\sqrt{x|x|}
+            return None  # \sqrt{x|x|}
         closer = "}set" if self.kind == "set{" else "}"
         self.next()
         name = Scalar(("v", self.next()))

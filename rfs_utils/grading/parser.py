@@ -2,7 +2,8 @@
 
     items     item , item ; item and item
     item      label = ... | side (relation side)*
-    side      operand (cup operand)*
+    side      set (cup set | setminus set)*
+    set       operand (cap operand)*
     operand   an expression with its unit, brackets, a matrix, or words
 
 The levels below are in `arithmetic`, what the answer means is worked out in `compare`.
@@ -19,7 +20,7 @@ from .limits import Rejected
 
 _RELATIONS = frozenset(["=", "<", "<=", ">", ">=", "!=", "approx", "in"])
 _SET_OPERATORS = frozenset(["cup", "cap", "\\setminus"])
-_SAYS_NOTHING = frozenset("answer result solution value final total the our is therefore so thus "
+_SAYS_NOTHING = frozenset("answer result solution value final the our is therefore so thus "
                           "hence".split())
 _NO_LABEL = frozenset("not no never about roughly maybe nearly almost except perhaps probably "
                       "possibly likely guess wrong incorrect false least most less more".split())
@@ -67,7 +68,7 @@ class Parser(Arithmetic):
         sides, operators = [self.label() or self.side()], []
         while self.kind in _RELATIONS or self.at_approximation():
             in_brackets = self.kind == "("  # 2\sqrt3 (\approx 3.46)
-            if self.kind not in _RELATIONS:
+            if self.kind not in _RELATIONS:  # the bracket, or the comma before "about"
                 self.next()
             operators.append(self.kind)
             self.next()
