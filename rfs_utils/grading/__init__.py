@@ -6,11 +6,12 @@ parser and bounded arithmetic read the text (see `limits`), and whatever they ca
 compared as text. No input hangs, raises, or costs more than a few milliseconds.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from .answers import Based, Text
+from .answers import Based, Choice, Labelled, Sequence, Text
 from .compare import Comparison
 from .extract import extract_final_candidate
 from .limits import MAX_CHARS, Rejected
@@ -19,6 +20,9 @@ from .reading import Reading, read, read_gold
 
 __all__ = ["Grade", "check_gold", "explain_grade", "extract_final_candidate", "grade_answer",
            "reason_counts"]
+
+# 300,200: one number, or two where the reference shows that it is a list; 300,000 is one.
+_GROUP_OR_ITEM = re.compile("[0-9],[1-9][0-9]{2}(?![0-9])(?!.*[0-9],0[0-9])")
 
 # How often each reason was given in this process; "internal_error" should stay at zero.
 reason_counts: Counter[str] = Counter()
@@ -95,6 +99,9 @@ def _grade(pred: str, gold: str) -> Grade:
         return Grade(True, "same_text")
     if _compare(answer, reference):
         return Grade(True, "same_value")
+    if _is_list(reference.meaning) and _GROUP_OR_ITEM.search(pred) and \
+            _compare(read(pred, grouped=False), reference):
+        return Grade(True, "same_value")
     for reading in (answer, reference):
         if isinstance(reading.meaning, Text) and reading.meaning.code:
             return Grade(False, reading.meaning.code)
@@ -105,7 +112,20 @@ def _is_integer(text: str) -> bool:
     return text.isascii() and text.isdigit()
 
 
+def _is_list(meaning) -> bool:
+    value = meaning.value if isinstance(meaning, Labelled) else meaning
+    return isinstance(value, Sequence) and value.brackets in ("", "{}") and len(value.items) > 1
+
+
 def _compare(answer: Reading, reference: Reading) -> bool:
+    """Whether the meanings are equal; the value after the letter of a choice may stand for it."""
+    for a, b in ((answer, reference), (reference, answer)):
+        if isinstance(a.meaning, Choice) and a.meaning.content:
+            if isinstance(b.meaning, Choice):
+                return a.meaning.letter == b.meaning.letter and (
+                    b.meaning.content is None or _compare(a.meaning.content, b.meaning.content))
+            if _compare(a.meaning.content, b):
+                return True
     for a, b in ((answer, reference), (reference, answer)):
         if isinstance(a.meaning, Text):
             return text_key(a.plain) == text_key(b.plain)

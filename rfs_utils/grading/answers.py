@@ -8,6 +8,7 @@ A scalar expression is a tree of plain tuples, (operation, operands...):
 """
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 Node = tuple
@@ -59,13 +60,34 @@ class Labelled:
 
     name: str
     value: Any
+    words: bool = False  # the name is no variable or function but words: area = 12
 
     def is_equation(self) -> bool:
         """Whether it can be read as name - value = 0."""
-        return type(self.value) is Scalar and "()" not in self.name
+        return type(self.value) is Scalar and not self.words and "(" not in self.name
 
     def equation(self) -> Node:
         return ("+", [("v", self.name), ("-", self.value.node)])
+
+
+@dataclass(slots=True)
+class Label:
+    """The name in front of an equals sign, before it is known what it names."""
+
+    name: str
+    words: bool
+
+
+@dataclass(slots=True)
+class Approximation:
+    """A written number after an approximately sign; `place` is its last digit, relative to it.
+
+    With two decimals or more it may be cut off instead of rounded.
+    """
+
+    value: Any
+    place: Fraction
+    cut_off: bool
 
 
 @dataclass(slots=True)
@@ -101,9 +123,10 @@ class Clock:
 
 @dataclass(slots=True)
 class Choice:
-    """The letter of a multiple-choice answer, in lower case."""
+    """The letter of a multiple-choice answer, in lower case, and what was written after it."""
 
     letter: str
+    content: Any = None
 
 
 @dataclass(slots=True)

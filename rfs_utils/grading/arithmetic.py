@@ -12,7 +12,9 @@ with anything that is not an expression is rejected, which is what `scalar` chec
 
 from fractions import Fraction
 
-from .answers import Based, Matrix, Node, Scalar, Sequence
+from .answers import Based, Matrix, Node, Relation, Scalar, Sequence
+from .determinants import determinant
+from .environments import EQUATIONS, RELATION_SIGNS, holds_a_relation, lines_to_commas
 from .limits import Rejected
 from .units import UnitReader
 
@@ -23,10 +25,13 @@ NUMBER_WORDS = {word: number for number, word in enumerate(
 _OPENERS = {"(": ")", "[": "]", "set{": "}set", "langle": "rangle"}
 _CLOSERS = {")": ")", "]": "]", "}set": "}", "rangle": ">"}
 _ATOM_STARTS = frozenset(["var", "const", "fn", "\\frac", "\\sqrt", "\\binom", "(", "[", "{",
-                          "lfloor", "lceil", "num", "repeat", "begin"])
+                          "lfloor", "lceil", "num", "repeat", "begin", "\\det"])
 _INVERSE = {name: "arc" + name for name in ("sin", "cos", "tan")}
+_BEFORE_A_SET = RELATION_SIGNS | {",", ";", "sep", "cup", "cap", "\\setminus"}
+_TEMPERATURES = {"C": "celsius", "F": "fahrenheit", "K": "kelvin"}
 _MATRICES = frozenset(["matrix", "pmatrix", "bmatrix", "vmatrix", "array", "smallmatrix"])
 _PI = ("c", "pi")
+REALS = Sequence("()", [Scalar(("-", ("c", "inf"))), Scalar(("c", "inf"))])
 
 
 def number(digits: str) -> int | Fraction:
@@ -66,6 +71,8 @@ class Arithmetic(UnitReader):
 
     def sum(self):
         terms = [self.term()]
+        if self.kind == "-" and type(terms[0]) is not tuple:  # a set minus another
+            return terms[0]
         while self.kind in ("+", "-", "pm", "mp"):
             terms.append(scalar(self.term()))
         if len(terms) == 1:
@@ -91,9 +98,18 @@ class Arithmetic(UnitReader):
                 break
             self.next()
         node = self.product()
+        if choice and isinstance(node, Sequence):
+            return self.signed_point(choice, node)
         if choice:
             node = ("*", [choice, scalar(node)], [])
         return ("-", scalar(node)) if negative else node
+
+    def signed_point(self, choice: Node, point: Sequence) -> Sequence:
+        """\\pm(1, 2): the sign belongs to all coordinates."""
+        if point.brackets != "()" or not all(isinstance(item, Scalar) for item in point.items):
+            raise Rejected("not_an_expression")
+        return Sequence("()", [Scalar(("*", [choice, item.node], []), item.unit, 1)
+                               for item in point.items])
 
     def product(self):
         first = self.mixed_number() or self.power()
@@ -103,9 +119,11 @@ class Arithmetic(UnitReader):
             if kind == "*" or kind == "/":
                 self.next()
                 (factors if kind == "*" else divisors).append(self.signed_power())
+            elif self.at_approximation():
+                break
             elif kind in _ATOM_STARTS or kind == "|" and not self.in_bars:
-                if kind == "num" or kind == "repeat":  # "5 5" is two numbers, not 25
-                    raise Rejected("not_an_expression")
+                if kind in ("num", "repeat") and not _is_symbolic_factorial(factors[-1]):
+                    raise Rejected("not_an_expression")  # "5 5" is two numbers, not 25
                 factors.append(self.power())
             else:
                 break
@@ -165,11 +183,13 @@ class Arithmetic(UnitReader):
         base = self.postfix()
         while True:
             if self.kind == "^circ" or self.at_degree_sign():
+                outer_unit, self.unit = self.unit, (("degree", 1),)
                 self.skip_degree_sign()
                 if self.in_function:
+                    self.unit = outer_unit
                     base = ("*", [scalar(base), _PI], [("n", 180)])
-                else:
-                    self.unit = (("degree", 1),)
+                elif self.kind == "var" and self.value in _TEMPERATURES:
+                    self.unit = ((_TEMPERATURES[self.next()], 1),)
             elif self.kind == "^":
                 self.next()
                 base = ("^", scalar(base), self.exponent())
@@ -201,6 +221,8 @@ class Arithmetic(UnitReader):
         braces = self.take("{")
         self.expect("\\circ")
         if braces:
+            if self.value in _TEMPERATURES:  # ^{\circ C}
+                self.unit = ((_TEMPERATURES[self.next()], 1),)
             self.expect("}")
 
     def postfix(self):
@@ -237,9 +259,7 @@ class Arithmetic(UnitReader):
         if kind in _OPENERS:
             node = self.group()
         elif kind == "{":
-            self.next()
-            node = self.old_fraction(unwrap(self.item()))
-            self.expect("}")
+            node = self.braces()
         elif kind == "\\frac" or kind == "\\binom":
             self.next()
             top, bottom = self.argument(), self.argument()
@@ -249,7 +269,9 @@ class Arithmetic(UnitReader):
         elif kind == "|":
             self.next()
             self.in_bars += 1
-            node = ("fn", "abs", scalar(self.sum()))
+            inside = self.sum()
+            node = determinant(cells(inside)) if isinstance(inside, Matrix) else \
+                ("fn", "abs", scalar(inside))
             self.in_bars -= 1
             self.expect("|")
         elif kind in ("lfloor", "lceil"):
@@ -257,11 +279,58 @@ class Arithmetic(UnitReader):
             node = ("fn", kind[1:], scalar(self.sum()))
             self.expect("r" + kind[1:])
         elif kind == "begin":
-            node = self.matrix()
+            node = self.equations(self.next()) if self.value in EQUATIONS else self.matrix()
+        elif kind == "\\det":
+            self.next()
+            node = determinant(cells(self.atom()))
         else:
             raise Rejected("not_an_expression")
         self.depth -= 1
         return node
+
+    def braces(self):
+        """TeX's braces: a group, or a set whose braces were not escaped."""
+        built = self.set_builder()
+        if built is not None:
+            return built
+        alone = self.position == 0
+        self.next()
+        if alone and self.take("}"):
+            return Sequence("{}", [])
+        found = self.items()
+        if isinstance(found, Sequence) and found.brackets in ("", "and", "or"):
+            found = Sequence("{}", found.items)
+        found = self.old_fraction(unwrap(found))
+        self.expect("}")
+        return found
+
+    def set_builder(self):
+        """{x | x > 2} is x > 2, and {x in R : x > 2} both conditions; None for other braces."""
+        tokens, start = self.tokens, self.position
+        if tokens[start + 1][0] != "var" or tokens[start + 2][0] not in ("|", ":", "in"):
+            return None
+        if self.kind == "{" and start and tokens[start - 1][0] not in _BEFORE_A_SET:
+            return None  # \sqrt{x|x|}
+        closer = "}set" if self.kind == "set{" else "}"
+        self.next()
+        name = Scalar(("v", self.next()))
+        conditions = []
+        if self.take("in"):
+            self.in_bars += 1  # the bar that follows is no absolute value
+            conditions.append(Relation(["in"], [name, self.side()]))
+            self.in_bars -= 1
+            if self.kind not in ("|", ":"):
+                raise Rejected("not_an_expression")
+        self.next()
+        bars, self.in_bars = self.in_bars, 0
+        found = self.items()
+        self.in_bars = bars
+        if ("var", name.node[1]) not in tokens[start + 3:self.position]:
+            raise Rejected("not_an_expression")  # {y | x > 2}
+        self.expect(closer)
+        if not conditions:
+            return found
+        return Sequence("and", [*conditions, found])
 
     def old_fraction(self, top):
         """Plain TeX inside braces: {1 \\over 2} and {5 \\choose 2}."""
@@ -276,7 +345,7 @@ class Arithmetic(UnitReader):
         if name == "empty":
             return Sequence("{}", [])
         if name == "reals":
-            return Sequence("()", [Scalar(("-", ("c", "inf"))), Scalar(("c", "inf"))])
+            return REALS
         return ("c", name)
 
     def based(self, digits: str) -> Based | Node:
@@ -299,15 +368,16 @@ class Arithmetic(UnitReader):
     def group(self):
         """Brackets: a point, interval or set, or only grouping when they hold one expression."""
         opener = self.kind
+        if opener == "set{":
+            built = self.set_builder()
+            if built is not None:
+                return built
         self.next()
-        bars, self.in_bars = self.in_bars, 0
-        if opener == "set{" and self.kind == "var" and \
-                self.tokens[self.position + 1][0] in ("|", ":"):  # {x | x > 2} is x > 2
-            self.next()
-            self.next()
-            found = self.item()
-            self.expect("}set")
+        if opener == "set{" and self.kind == "begin" and self.value in ("array", "aligned"):
+            found = self.atom()  # the brace before a system of equations
+            self.take("}set")
             return found
+        bars, self.in_bars = self.in_bars, 0
         if self.kind == _OPENERS[opener]:
             found = Sequence("", [])
         else:
@@ -320,7 +390,7 @@ class Arithmetic(UnitReader):
         brackets = {"set{": "{", "langle": "<"}.get(opener, opener) + closer
         if brackets == "()" and not isinstance(found, Sequence):
             return unwrap(found)
-        if isinstance(found, Sequence) and found.brackets in ("", "and", "or"):
+        if isinstance(found, Sequence) and found.brackets in ("", "and", "or", "and or"):
             if found.brackets and brackets != "{}":  # "(1 or 2)" is not the point (1, 2)
                 raise Rejected("not_an_expression")
             return Sequence(brackets, found.items)
@@ -401,15 +471,26 @@ class Arithmetic(UnitReader):
         node = ("*", factors, divisors) if len(factors) > 1 or divisors else factors[0]
         return ("-", node) if negative else node
 
-    def matrix(self) -> Matrix:
+    def equations(self, kind: str):
+        """The lines of cases, aligned and the like: a list of equations."""
+        lines_to_commas(self.tokens, self.position, kind)
+        self.kind, self.value = self.tokens[self.position]
+        found = self.items()
+        if self.kind != "end" or self.next() != kind:
+            raise Rejected("not_an_expression")
+        return found
+
+    def matrix(self) -> Matrix | Node | Sequence:
         kind = self.next()
         if kind not in _MATRICES:
             raise Rejected("not_an_expression")
         if kind == "array" and self.take("{"):
             while not self.take("}"):
-                if self.kind not in ("var", "const", "|"):
+                if self.kind not in ("var", "const", "name", "|"):
                     raise Rejected("not_an_expression")
                 self.next()
+            if holds_a_relation(self.tokens, self.position):
+                return self.equations(kind)
         rows: list[list] = [[]]
         while self.kind != "end":
             rows[-1].append(self.side())
@@ -420,4 +501,17 @@ class Arithmetic(UnitReader):
                 self.expect("&")
         if self.next() != kind or len({len(row) for row in rows}) != 1 or not rows[0]:
             raise Rejected("not_an_expression")
-        return Matrix("determinant" if kind == "vmatrix" else "matrix", rows)
+        found = Matrix("matrix", rows)
+        return determinant(cells(found)) if kind == "vmatrix" else found
+
+
+def cells(matrix) -> list[list[Node]]:
+    """The expressions in a matrix; anything else is rejected."""
+    if not isinstance(matrix, Matrix):
+        raise Rejected("not_an_expression")
+    return [[scalar(unwrap(cell)) for cell in row] for row in matrix.rows]
+
+
+def _is_symbolic_factorial(node) -> bool:
+    """Whether a number may follow as a factor: n! 2^n."""
+    return type(node) is tuple and node[0] == "!" and node[1][0] != "n"

@@ -6,8 +6,11 @@ intervals. Then `Comparison.equal` compares two meanings. Types must match, exce
 
 * a value may carry a name or not: `x = 5`, `f(x) = 2x + 3` and `y = 2x + 3` equal their value;
 * a unit counts only when both sides have one; a percentage also equals its fraction or its number;
-* an interval may be written as an inequality, a set of solutions as a bare list;
-* named values in a list (`m = 3/2, b = -1`) may stand for a point;
+* a region of the line may be written as intervals, as inequalities or as an operation on sets
+  (see `regions`), a set of solutions as a bare list;
+* named values in a list (`a = 4, b = 9`) may stand for a tuple, in the order of their names;
+* names that contradict each other are different (see `labels`);
+* an exact value may be followed by what it is approximately;
 * digits without their base equal the digits with it, but another base does not;
 * the letter of a choice may be upper or lower case.
 """
@@ -15,10 +18,12 @@ intervals. Then `Comparison.equal` compares two meanings. Types must match, exce
 from itertools import product as combinations
 
 from .answers import (
+    Approximation,
     Choice,
     Clock,
     Equation,
     Inequality,
+    Label,
     Labelled,
     Matrix,
     Node,
@@ -28,13 +33,21 @@ from .answers import (
     SetOperation,
     Text,
 )
+from .conditions import FLIPPED, as_meaning, join, lone_name, solve_relation
 from .evaluate import FINE, NEGATIVE_POINT, POINTS, Evaluator, close, negligible, vanishes
+from .labels import in_order, may_name_the_same
 from .limits import MAX_VALUES, Budget, Rejected
+from .regions import Region, has_variables, to_region
+from .rounding import rounds_to
+from .whole_numbers import ENOUGH_POINTS, at_whole_numbers, counts
 
 _PERCENT = (("percent", 1),)
 _INFINITY = ("c", "inf")
 _UNORDERED = ("", "{}")
-_FLIPPED = {">": "<", ">=": "<=", "<": "<", "<=": "<="}
+_DOTS = Text("...")
+_LISTS = ("", "and", "or", "and or")
+_ORDERED = ("()", "[]", "(]", "[)", "<>")
+_TEMPERATURES = {(("celsius", 1),): "C", (("fahrenheit", 1),): "F", (("kelvin", 1),): "K"}
 
 
 class Comparison:
@@ -58,6 +71,24 @@ class Comparison:
         return not evaluator.has_bars or \
             self.same_at(a, b, Evaluator(self.budget, NEGATIVE_POINT))
 
+    def same_expression(self, a: Node, b: Node) -> bool:
+        """`same_value`; n! and the like are compared at whole numbers."""
+        try:
+            return self.same_value(a, b)
+        except Rejected as rejected:
+            if rejected.code == "too_much_work" or not (counts(a) or counts(b)):
+                raise
+        compared = 0
+        for one, other in at_whole_numbers(a, b):
+            try:
+                if not self.same_at(one, other, Evaluator(self.budget)):
+                    return False
+                compared += 1
+            except Rejected as rejected:  # (n-k)! where n < k
+                if rejected.code == "too_much_work":
+                    raise
+        return compared >= ENOUGH_POINTS
+
     def same_at(self, a: Node, b: Node, evaluator: Evaluator) -> bool:
         value_a, value_b = evaluator.value(a), evaluator.value(b)
         if close(value_a, value_b):
@@ -72,9 +103,10 @@ class Comparison:
         return True
 
     def same_scalar(self, a: Scalar, b: Scalar) -> bool:
+        a, b = _as_temperature(a, b), _as_temperature(b, a)
         if a.unit != b.unit and a.unit and b.unit:
             return False
-        if self.same_value(a.node, b.node):
+        if self.same_expression(a.node, b.node):
             return True
         if (a.unit == _PERCENT) != (b.unit == _PERCENT):
             part, whole = (a, b) if a.unit == _PERCENT else (b, a)
@@ -105,6 +137,9 @@ class Comparison:
 
     def equal(self, a, b) -> bool:
         kind_a, kind_b = type(a), type(b)
+        if (kind_a is Region) != (kind_b is Region) and Labelled not in (kind_a, kind_b):
+            a, b = to_region(a, self.budget), to_region(b, self.budget)
+            return a is not None and b is not None and a.same(b)
         if kind_a is not kind_b:
             return self.equal_across(a, b) or self.equal_across(b, a)
         if kind_a is Scalar:
@@ -120,6 +155,8 @@ class Comparison:
             if a.operator == "\\setminus":
                 return a.operator == b.operator and self.pairwise(a.parts, b.parts)
             return a.operator == b.operator and self.match(a.parts, b.parts)
+        if kind_a is Region:
+            return a.same(b)
         if kind_a is Equation:
             return self.same_zero_set(a.node, b.node)
         if kind_a is Inequality:
@@ -127,7 +164,7 @@ class Comparison:
         if kind_a is Relation:
             return a.operators == b.operators and self.pairwise(a.sides, b.sides)
         if kind_a is Clock:
-            return a.time == b.time and (a.half == b.half or not a.half or not b.half)
+            return _same_time(a, b) or _is_afternoon(a, b) or _is_afternoon(b, a)
         return a == b  # choices, based numbers, text
 
     def equal_across(self, a, b) -> bool:
@@ -138,7 +175,7 @@ class Comparison:
             return self.equal(a.value, b)
         if type(a) is Sequence and type(b) is Scalar:  # the set {5} is the list of one solution
             return a.brackets in _UNORDERED and len(a.items) == 1 and self.equal(a.items[0], b)
-        if type(a) is Text and _lone_name(b):  # the letters in "A and B"
+        if type(a) is Text and lone_name(b):  # the letters in "A and B"
             return len(a.key) == 1 and a.key.upper() == b.node[1]
         if type(a) is Choice and type(b) is Scalar:
             return b.node[0] in ("v", "c") and b.node[1].lower() == a.letter and b.unit is None
@@ -146,21 +183,24 @@ class Comparison:
 
     def same_labelled(self, a: Labelled, b: Labelled) -> bool:
         """Two different variables may still be one equation: y = x + 1 and x = y - 1."""
-        if a.name == b.name or a.name.endswith("()") != b.name.endswith("()"):
+        if may_name_the_same(a, b):
             return self.equal(a.value, b.value)
         return a.is_equation() and b.is_equation() and \
             self.same_zero_set(a.equation(), b.equation())
 
     def same_sequence(self, a: Sequence, b: Sequence) -> bool:
         if a.brackets in _UNORDERED and b.brackets in _UNORDERED:
-            if _are_named(a.items) != _are_named(b.items):
+            if _are_named(a.items) and _are_bare(b.items) or \
+                    _are_named(b.items) and _are_bare(a.items):
                 return False  # "x = 2, y = 1" says which is which, "1, 2" does not
+            if _DOTS in a.items:  # 1, 2, ..., n
+                return a.brackets == b.brackets and self.pairwise(a.items, b.items)
             return self.match(self.distinct(a), self.distinct(b))
         if a.brackets == b.brackets:
             return self.pairwise(a.items, b.items)
         for point, named in ((a, b), (b, a)):
-            if point.brackets == "()" and named.brackets == "" and _are_named(named.items):
-                return self.pairwise(point.items, _in_order(named.items))
+            if point.brackets == "()" and named.brackets == "" and _are_labelled(named.items):
+                return self.pairwise(point.items, in_order(named.items))
         return False
 
     def distinct(self, sequence: Sequence) -> list:
@@ -209,14 +249,20 @@ class Comparison:
         if kind is Matrix:
             for row in answer.rows:
                 row[:] = [self.resolve(cell) for cell in row]
-        return answer
+        return self.resolve(answer.value) if kind is Approximation else answer
 
     def resolve_sequence(self, sequence: Sequence):
+        if sequence.brackets in _ORDERED and \
+                any(type(item) is Scalar and item.choices for item in sequence.items):
+            return Sequence("", [self.resolve(point) for point in _expand_point(sequence)])
         items = [self.resolve(item) for item in sequence.items]
         joined = sequence.brackets
-        if joined in ("and", "or"):
+        if joined in _LISTS:
+            region = join(sequence, items, self.budget)
+            if region:
+                return region
             intervals = _intervals(items)
-            if intervals:
+            if intervals and joined in ("and", "or"):
                 name, parts = intervals
                 if joined == "or":
                     return Labelled(name, SetOperation("cup", parts))
@@ -231,22 +277,30 @@ class Comparison:
                     flat.extend(item.items)
                 else:
                     flat.append(item)
-            return Sequence("{}", flat) if joined else _name_the_list(flat)
+            if "or" in sequence.brackets and len({item.name for item in flat
+                                                  if type(item) is Labelled}) > 1:
+                return Sequence("or", flat)  # x = 2 or y = 5 is no point
+            return Sequence("{}", _without_name(flat)) if joined else _name_the_list(flat)
         return Sequence(joined, items)
 
     def resolve_union(self, union: SetOperation):
         parts = [self.resolve(part) for part in union.parts]
         for part in parts:
-            if type(part) not in (Sequence, SetOperation, Labelled):
+            if type(part) not in (Sequence, SetOperation, Labelled, Region):
                 raise Rejected("not_an_expression")
         name = ""
         if type(parts[0]) is Labelled:  # the whole union was named
             name, parts[0] = parts[0].name, parts[0].value
+            parts[1:] = [part.value if type(part) is Labelled and part.name == name else part
+                         for part in parts[1:]]
         if union.operator == "cup" and all(
                 type(part) is Sequence and part.brackets == "{}" for part in parts):
             merged = Sequence("{}", [item for part in parts for item in part.items])
             return Labelled(name, merged) if name else merged
         meaning = SetOperation(union.operator, parts)
+        region = to_region(meaning, self.budget)
+        if region is not None:
+            return as_meaning(region, name)
         return Labelled(name, meaning) if name else meaning
 
     def resolve_relation(self, relation: Relation):
@@ -254,33 +308,76 @@ class Comparison:
         if set(operators) == {"="}:
             return self.resolve_equation(relation.sides)
         if operators == ["in"]:
-            name = _lone_name(relation.sides[0])
+            name = lone_name(relation.sides[0])
             if name:
                 return Labelled(name, self.resolve(relation.sides[1]))
+        if "approx" in operators:
+            exact = self.resolve_approximation(relation)
+            if exact:
+                return exact
         sides = [self.resolve(side) for side in relation.sides]
-        if operators == ["!="] and _lone_name(sides[0]) and type(sides[1]) is Scalar:
+        solved = solve_relation(operators, sides, self.budget)
+        if solved:
+            return solved
+        if operators == ["!="] and lone_name(sides[0]) and type(sides[1]) is Scalar:
             hole = Scalar(sides[1].node)
-            return Labelled(_lone_name(sides[0]), SetOperation("cup", [
+            return Labelled(lone_name(sides[0]), SetOperation("cup", [
                 Sequence("()", [Scalar(("-", _INFINITY)), hole]),
                 Sequence("()", [hole, Scalar(_INFINITY)])]))
-        if set(operators) <= set(_FLIPPED) and all(type(side) is Scalar for side in sides):
+        if set(operators) <= set(FLIPPED) and all(type(side) is Scalar for side in sides):
             return _resolve_inequality(operators, sides)
         return Relation(operators, sides)
+
+    def resolve_approximation(self, relation: Relation):
+        """`2\\sqrt3 \\approx 3.46` is its exact side, when the rest is that value rounded."""
+        first = relation.operators.index("approx")
+        rounded = relation.sides[first + 1:]
+        if set(relation.operators[:first]) - {"="} or \
+                set(relation.operators[first:]) != {"approx"} or \
+                not all(type(side) is Approximation for side in rounded):
+            return None
+        exact = self.resolve_equation(relation.sides[:first + 1]) if first else \
+            self.resolve(relation.sides[0])
+        value = exact.value if type(exact) is Labelled else exact
+        values = value.items if type(value) is Sequence and value.brackets == "" else [value]
+        if not all(type(each) is Scalar and not has_variables(each.node) for each in values):
+            return None
+        for side in rounded:
+            near = self.resolve(side.value)
+            nears = near.items if type(near) is Sequence and near.brackets == "" else [near]
+            if len(nears) != len(values) or not all(
+                    type(n) is Scalar and rounds_to(v, n, side, self.budget)
+                    for v, n in zip(values, nears, strict=True)):
+                raise Rejected("contradiction")
+            if len(values) == 1 and near.unit != _PERCENT:  # the unit may stand at the end
+                value.unit = value.unit or near.unit
+        return exact
 
     def resolve_equation(self, sides: list):
         """`name = value`, a calculation that ends in its value, or an equation."""
         first, last = sides[0], sides[-1]
-        if type(first) is Text:
-            return Labelled(first.key, self.chain(sides[1:]))
-        if type(first) is Sequence and len(sides) == 2 and \
-                all(_lone_name(item) for item in first.items) and first.items:
-            name = ",".join(_lone_name(item) for item in first.items)  # (x, y) = (1, 2)
-            return Labelled(name, self.resolve(last))
-        if _lone_name(first):
-            if len(sides) > 2 or not _lone_name(last) or _lone_name(first) < _lone_name(last):
-                return Labelled(_lone_name(first), self.chain(sides[1:]))
-        if _lone_name(last) and len(sides) == 2:
-            return Labelled(_lone_name(last), self.resolve(first))
+        if type(first) is Label:
+            if len(sides) == 1:  # area \\approx 12
+                raise Rejected("not_an_expression")
+            return Labelled(first.name, self.chain(sides[1:]), first.words)
+        if type(first) is Sequence and first.brackets in ("()", "[]", "<>", "") and \
+                len(sides) == 2 and first.items and \
+                all(lone_name(item) for item in first.items):
+            names = [lone_name(item) for item in first.items]  # (x, y) = (1, 2)
+            value = self.resolve(last)
+            if len(set(names)) < len(names):
+                raise Rejected("contradiction")  # (y, y) = (1, 2)
+            if set(names) <= {"x", "y", "z"} and names != sorted(names) and \
+                    type(value) is Sequence and len(value.items) == len(names):
+                pairs = [Labelled(*pair) for pair in zip(names, value.items, strict=True)]
+                value, names = Sequence(value.brackets, in_order(pairs)), sorted(names)
+            return Labelled(",".join(names), value)
+        if lone_name(first):
+            if len(sides) > 2 or not lone_name(last) or lone_name(first) < lone_name(last):
+                value = self.chain(sides[1:])  # D = (0,1) \\cup (1,2) names the set, not x in it
+                return Labelled(lone_name(first), value, words=type(value) is Region)
+        if lone_name(last) and len(sides) == 2:
+            return Labelled(lone_name(last), self.resolve(first))
         if len(sides) > 2:
             return self.chain(sides)
         left, right = (self.resolve(side) for side in sides)
@@ -291,7 +388,7 @@ class Comparison:
                 return right
         except Rejected:
             pass
-        if not (_has_variables(left.node) or _has_variables(right.node)):
+        if not (has_variables(left.node) or has_variables(right.node)):
             raise Rejected("contradiction")  # 4 = 5
         return Equation(("+", [left.node, ("-", right.node)]))
 
@@ -338,29 +435,68 @@ def _choose(node, signs: dict[int, int]):
     return node
 
 
-def _lone_name(side) -> str:
-    """The name of the variable that is all there is on this side, or ""."""
-    return side.node[1] if type(side) is Scalar and side.node[0] == "v" and not side.unit else ""
+def _expand_point(sequence: Sequence) -> list[Sequence]:
+    """(2, \\pm 3) is the points (2, 3) and (2, -3); a minus-plus ties all signs together."""
+    items = sequence.items
+    if not all(type(item) is Scalar for item in items):
+        raise Rejected("not_an_expression")
+    nodes, found = [item.node for item in items], []
+    _collect_signs(nodes, found)
+    order = sorted(set(found))
+    tied = _has_minus_plus(nodes)
+    if 2**(1 if tied else len(order)) > MAX_VALUES:
+        raise Rejected("too_complex")
+    expanded = []
+    for signs in combinations((1, -1), repeat=1 if tied else len(order)):
+        chosen = dict(zip(order, signs * len(order) if tied else signs, strict=True))
+        expanded.append(Sequence(sequence.brackets, [
+            Scalar(_choose(item.node, chosen), item.unit) for item in items]))
+    return expanded
 
 
-def _has_variables(node) -> bool:
-    if type(node) is tuple and node[0] == "v":
-        return True
-    return type(node) in (tuple, list) and any(_has_variables(part) for part in node)
+def _has_minus_plus(node) -> bool:
+    if type(node) is tuple and node[0] == "pm":
+        return node[2] < 0
+    return type(node) in (tuple, list) and any(_has_minus_plus(part) for part in node)
 
 
-def _are_named(items: list) -> bool:
+def _as_temperature(a: Scalar, b: Scalar) -> Scalar:
+    """25 C is 25 degrees where the other is a temperature."""
+    letter = _TEMPERATURES.get(b.unit) if b.unit else None
+    if letter and not a.unit and a.node[0] == "*" and a.node[1][1:] == [("v", letter)] and \
+            not a.node[2]:
+        return Scalar(a.node[1][0], b.unit)
+    return a
+
+
+def _same_time(a: Clock, b: Clock) -> bool:
+    return a.time == b.time and (a.half == b.half or not a.half or not b.half)
+
+
+def _is_afternoon(a: Clock, b: Clock) -> bool:
+    """20:00 is 8:00 p.m."""
+    hours, *rest = b.time
+    return not a.half and b.half == "p" and hours < 12 and a.time == (hours + 12, *rest)
+
+
+def _are_labelled(items: list) -> bool:
     return bool(items) and all(type(item) is Labelled for item in items)
 
 
-def _in_order(named: list[Labelled]) -> list:
-    """Coordinates in their usual order: x, y, z by name, others as written."""
-    names = [item.name for item in named]
-    if len(set(names)) != len(names):
-        return []
-    if set(names) <= {"x", "y", "z"}:
-        named = sorted(named, key=lambda item: item.name)
-    return [item.value for item in named]
+def _are_named(items: list) -> bool:
+    """Whether all have a variable for a name."""
+    return _are_labelled(items) and not any(item.words for item in items)
+
+
+def _are_bare(items: list) -> bool:
+    return not any(type(item) is Labelled for item in items)
+
+
+def _without_name(items: list) -> list:
+    """The values of {x = 1, x = 2}."""
+    if _are_named(items) and len({item.name for item in items}) == 1:
+        return [item.value for item in items]
+    return items
 
 
 def _name_the_list(items: list):
@@ -386,19 +522,21 @@ def _resolve_inequality(operators: list[str], sides: list[Scalar]):
         if any(operator not in (">", ">=") for operator in operators):
             raise Rejected("not_an_expression")
         sides, operators = sides[::-1], operators[::-1]
-    operators = [_FLIPPED[operator] for operator in operators]
+    elif any(operator in (">", ">=") for operator in operators):  # 0 < x > 36
+        raise Rejected("not_an_expression")
+    operators = [FLIPPED[operator] for operator in operators]
     if len(set(operators) - {"<", "<="}) or len(operators) > 2:
         raise Rejected("not_an_expression")
-    names = [_lone_name(side) for side in sides]
+    names = [lone_name(side) for side in sides]
     nodes = [Scalar(side.node) for side in sides]
     low, high = Scalar(("-", _INFINITY)), Scalar(_INFINITY)
     left = "[" if operators[0] == "<=" else "("
     right = "]" if operators[-1] == "<=" else ")"
     if len(sides) == 3 and names[1]:
         return Labelled(names[1], Sequence(left + right, [nodes[0], nodes[2]]))
-    if len(sides) == 2 and names[0] and not _has_variables(sides[1].node):
+    if len(sides) == 2 and names[0] and not has_variables(sides[1].node):
         return Labelled(names[0], Sequence("(" + right, [low, nodes[1]]))
-    if len(sides) == 2 and names[1] and not _has_variables(sides[0].node):
+    if len(sides) == 2 and names[1] and not has_variables(sides[0].node):
         return Labelled(names[1], Sequence(left + ")", [nodes[0], high]))
     steps = [Inequality(("+", [b.node, ("-", a.node)]), operator == "<")
              for a, b, operator in zip(sides, sides[1:], operators, strict=False)]

@@ -39,6 +39,10 @@ class Cursor:
             raise Rejected("not_an_expression")
         return self.next()
 
+    def at_approximation(self) -> bool:
+        """Whether an approximate value begins here with a bracket or a comma: (\\approx 3.46)."""
+        return self.kind in ("(", ",", "sep") and self.tokens[self.position + 1][0] == "approx"
+
     def enter(self) -> None:
         self.depth += 1
         if self.depth > MAX_DEPTH:

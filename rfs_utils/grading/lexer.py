@@ -27,7 +27,7 @@ FUNCTIONS = frozenset("sin cos tan cot sec csc arcsin arccos arctan sinh cosh ta
 _NAMES = {"pi": ("const", "pi"), "oo": ("const", "inf"), "inf": ("const", "inf"),
           "infinity": ("const", "inf"), "infty": ("const", "inf"), "e": ("const", "e"),
           "i": ("const", "i"), "asin": ("fn", "arcsin"), "acos": ("fn", "arccos"),
-          "atan": ("fn", "arctan"), "and": ("sep", "and"), "or": ("sep", "or"),
+          "atan": ("fn", "arctan"), "det": ("\\det", ""), "and": ("sep", "and"), "or": ("sep", "or"),
           **{name: ("fn", name) for name in FUNCTIONS}}
 _GREEK = ("alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu "
           "nu xi rho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma "
@@ -36,14 +36,17 @@ _COMMANDS = {
     **{name: ("var", "\\" + name.removeprefix("var")) for name in _GREEK},
     **{name: ("fn", name) for name in FUNCTIONS - {"sqrt", "abs", "cbrt"}},
     **{name: ("\\" + name, "") for name in ("frac", "sqrt", "binom", "circ", "setminus",
-                                              "over", "choose")},
+                                              "over", "choose", "det")},
     **{name: ("*", "") for name in ("cdot", "times", "ast")}, "div": ("/", ""),
     "pi": ("const", "pi"), "infty": ("const", "inf"),
     "emptyset": ("const", "empty"), "varnothing": ("const", "empty"),
     **{name: ("<=", "") for name in ("le", "leq", "leqslant")}, "lt": ("<", ""),
     **{name: (">=", "") for name in ("ge", "geq", "geqslant")}, "gt": (">", ""),
     **{name: ("!=", "") for name in ("ne", "neq")},
-    **{name: ("approx", "") for name in ("approx", "sim", "simeq", "cong", "equiv")},
+    **{name: ("\\setminus", "") for name in ("backslash", "smallsetminus")},
+    "R": ("const", "reals"), "reals": ("const", "reals"), "ldots": ("dots", ""),
+    **{name: ("approx", "") for name in ("approx", "sim", "simeq", "cong", "equiv",
+                                         "approxeq", "thickapprox", "doteq")},
     **{name: (name, "") for name in ("pm", "mp", "in", "cup", "cap")},
     **{name: ("|", "") for name in ("mid", "vert", "lvert", "rvert")},
     **{name: (name, "") for name in ("lfloor", "rfloor", "lceil", "rceil", "langle", "rangle")},
@@ -71,22 +74,24 @@ _BLANKS = re.compile(r"[1-9][0-9]{0,2}(?: [0-9]{3})+(?![0-9/]| [0-9])(?:\.[0-9]+
 _POWER_OF_TEN = re.compile(r"[eE]([+-]?[0-9]{1,3})(?![0-9A-Za-z.])")
 _REPEAT = re.compile(r"([0-9]*\.[0-9]*)\\(?:overline|bar|dot)\s*\{?([0-9]+)\}?")
 _REPEAT_PARENS = re.compile(r"([0-9]+\.)\(([0-9]+)\)")
+_CUT_OFF = re.compile(r"([0-9]*\.[0-9]+) ?\\ldots")
 _BASED = re.compile(r"([0-9][0-9A-F]*[A-F][0-9A-F]*)_(?:\{(1[1-6])\}|(1[1-6])(?![0-9]))")
 _GROUP = re.compile(r"\s*\{([^{}]*)\}")
+_GROUP_OR_LETTER = re.compile(r"\s*(?:\{([^{}]*)\}|([A-Za-z]))")
 _SUBSCRIPT = re.compile(r"\s*_\s*(?:\{([^{}]*)\}|([A-Za-z0-9]))")
 _PRIMES = re.compile(r"'+|\^\{?\\prime\}?")
 _ANGLE = re.compile(r"\s*([A-Z]{1,3})")
 
 
-def lex(text: str) -> list[tuple]:
-    """The tokens of a cleaned answer."""
+def lex(text: str, grouped: bool = True) -> list[tuple]:
+    """The tokens of a cleaned answer; `grouped` says whether 300,200 is one number or two."""
     tokens: list[tuple] = []
-    _lex(text, tokens, in_text=False)
+    _lex(text, tokens, in_text=False, grouped=grouped)
     return tokens
 
 
-def _lex(text: str, out: list[tuple], in_text: bool) -> None:
-    position, brackets = 0, 0
+def _lex(text: str, out: list[tuple], in_text: bool, grouped: bool) -> None:
+    position, brackets = 0, 0 if grouped else MAX_TOKENS  # inside brackets nothing is grouped
     while position < len(text):
         if len(out) > MAX_TOKENS:
             raise Rejected("too_complex")
@@ -109,7 +114,7 @@ def _lex(text: str, out: list[tuple], in_text: bool) -> None:
         elif kind == "command":
             name = value[1:]
             brackets += (name == "{") - (name == "}")
-            position = _command(text, name, position, out, in_text)
+            position = _command(text, name, position, out, in_text, grouped)
         elif kind == "money":
             out.append(("money", _MONEY[value]))
 
@@ -128,6 +133,17 @@ def _number(text: str, start: int, match: re.Match, out: list[tuple], grouped: b
             raise Rejected("too_many_digits")
         out.append(("repeat", special.groups()))
         return special.end()
+    cut_off = _CUT_OFF.match(text, start)
+    if cut_off and len(cut_off[1]) <= MAX_DIGITS:
+        period = _period(cut_off[1])
+        before = out[-1][0] if out else ""
+        if period and before != "approx":
+            out.append(("repeat", period))
+        elif before in ("=", "approx"):  # \\pi = 3.14... says what it is approximately
+            out[-1:] = [("approx", ""), ("num", cut_off[1])]
+        else:
+            raise Rejected("not_an_expression")
+        return cut_off.end()
     based = _BASED.match(text, start)
     if based:
         out.append(("based", (based[1], int(based[2] or based[3]))))
@@ -147,6 +163,16 @@ def _number(text: str, start: int, match: re.Match, out: list[tuple], grouped: b
     return end
 
 
+def _period(digits: str) -> tuple[str, str] | None:
+    """0.1666... is ("0.1", "6"): the shortest period that is written twice at the end."""
+    decimals = digits.partition(".")[2]
+    for length in range(1, len(decimals) // 2 + 1):
+        period = decimals[-length:]
+        if decimals[-2 * length:-length] == period:
+            return digits[:-2 * length], period
+    return None  # 3.14159... goes on in a way that nobody said
+
+
 def _letters(text: str, match: re.Match, out: list[tuple], in_text: bool) -> int:
     """A run of letters: a known name, a word of text, or a product of variables.
 
@@ -155,7 +181,10 @@ def _letters(text: str, match: re.Match, out: list[tuple], in_text: bool) -> int
     """
     run, end = match[0], match.end()
     after_number = bool(out) and out[-1][0] in ("num", ")", "}", "const", "word")
-    if run.lower() in ("and", "or"):
+    if run.lower() in ("approximately", "approx", "about", "roughly"):
+        out.append(("approx", ""))
+        return end + text.startswith(".", end)
+    elif run.lower() in ("and", "or"):
         out.append(("sep", run.lower()))
     elif run in ("sq", "cu") and after_number:
         out.append(("word", run))
@@ -208,15 +237,16 @@ def _variable(text: str, name: str, end: int, out: list[tuple]) -> int:
     return end
 
 
-def _command(text: str, name: str, end: int, out: list[tuple], in_text: bool) -> int:
+def _command(text: str, name: str, end: int, out: list[tuple], in_text: bool,
+             grouped: bool) -> int:
     if name in TEXT_COMMANDS:
         group = _GROUP.match(text, end)
         if group is None:
             raise Rejected("not_an_expression")
         if name in ("mathrm", "operatorname") and group[1] in _NAMES:
-            _lex(group[1], out, in_text=False)
+            _lex(group[1], out, in_text=False, grouped=grouped)
         else:
-            _lex(" ".join(group[1].split()), out, in_text=True)
+            _lex(" ".join(group[1].split()), out, in_text=True, grouped=grouped)
         return group.end()
     if name in FONT_COMMANDS:
         return end  # the braces that follow stay, as grouping
@@ -226,9 +256,9 @@ def _command(text: str, name: str, end: int, out: list[tuple], in_text: bool) ->
             raise Rejected("not_an_expression")
         out.append((name, group[1].strip()))
         return group.end()
-    if name == "mathbb":
-        group = _GROUP.match(text, end)
-        if group is None or group[1] != "R":
+    if name in ("mathbb", "Bbb"):
+        group = _GROUP_OR_LETTER.match(text, end)
+        if group is None or (group[1] or group[2]).strip() != "R":
             raise Rejected("not_an_expression")
         out.append(("const", "reals"))
         return group.end()

@@ -7,7 +7,6 @@ font size disappear, wrappers such as `$...$`, `**...**` or a final full stop ar
 import re
 import unicodedata
 
-from .extract import last_box
 from .limits import MAX_CHARS, Rejected
 
 _GREEK = ("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho "
@@ -50,13 +49,16 @@ _MARKUP = re.compile(r"""
   | (?P<spacing> \\(?:quad|qquad|thinspace|enspace|space)(?![A-Za-z])
                | \\[hv]space\*?\s*\{[^{}]*\}
                | (?<!\\)\\[,;:>\ ] | ~ )
-  | (?P<frac>    \\[dtc](?=frac|binom) )
+  | (?P<frac>    \\(?:[dtcsx]|nice|flat)(?=frac|binom) )
+  | (?P<dots>    \\(?:[lch]?dots|dots[bcimo])(?![A-Za-z]) | \.\.\. )
 """, re.VERBOSE)
-_MARKUP_MEANS = {"size": "", "comma": ",", "spacing": " ", "frac": "\\"}
+_MARKUP_MEANS = {"size": "", "comma": ",", "spacing": " ", "frac": "\\",
+                 "dots": "\\ldots "}
 _UNION_LETTER = re.compile(r"(?<=[)\]]) ?U ?(?=[(\[])")
+_BRACE = re.compile(r"[{}]|\\[{}\\]")
 _OPEN_DOLLAR = re.compile(r"(?<!\\)\$")
 _WRAPPERS = [("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`"), ('"', '"')]
-_MARKS = frozenset("\\$*`\". ")
+_MARKS = frozenset("\\$*`\". ,;=")
 
 TEXT_COMMANDS = frozenset(
     "text mbox textrm textbf textit textnormal textsf texttt mathrm operatorname".split())
@@ -80,7 +82,7 @@ def clean(text: str) -> str:
     if _CONTROL.search(text):
         raise Rejected("control_character")
     text = text.strip()
-    if "\\" in text or "~" in text or "{," in text:
+    if "\\" in text or "~" in text or "{," in text or "..." in text:
         text = _MARKUP.sub(lambda match: _MARKUP_MEANS[match.lastgroup], text)
     if text[:1] in _MARKS or text[-1:] in _MARKS:
         text = _unwrap(text)
@@ -90,23 +92,33 @@ def clean(text: str) -> str:
 
 
 def _unwrap(text: str) -> str:
-    """Take off inline-math and Markdown marks and the full stop at the end of a sentence."""
+    """Take off inline-math and Markdown marks, the equals sign before and the mark after."""
     for _ in range(4):
         before = text = text.strip()
         if "$" in text and len(_OPEN_DOLLAR.findall(text)) != 1:  # a single one is money
             text = _OPEN_DOLLAR.sub("", text)
-        if text.startswith("\\boxed{"):
-            inside = last_box(text)
-            if len(inside) + len("\\boxed{}") == len(text):
-                text = inside
+        if text.startswith("\\boxed{") and _closing_brace(text) == len(text) - 1:
+            text = text[len("\\boxed{"):-1]
         for left, right in _WRAPPERS:
             if text.startswith(left) and text.endswith(right) and len(text) > len(left + right):
                 text = text[len(left):-len(right)]
-        if text.endswith(".") and not text.endswith(".."):
+        if text.endswith((".", ",", ";")) and not text.endswith(".."):
             text = text[:-1]
+        if text.startswith("=") and not text.startswith("=="):
+            text = text[1:]
         if text == before:
             break
     return text
+
+
+def _closing_brace(text: str) -> int:
+    """The index of the brace that closes the first one, or -1."""
+    depth = 0
+    for brace in _BRACE.finditer(text):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        if depth == 0 and brace[0] == "}":
+            return brace.start()
+    return -1
 
 
 def open_fonts(text: str) -> str:

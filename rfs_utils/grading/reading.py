@@ -4,7 +4,7 @@ import re
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from .answers import Based, Choice, Clock, Scalar, Text
+from .answers import Based, Choice, Clock, Scalar, SetOperation, Text
 from .arithmetic import NUMBER_WORDS, number
 from .compare import Comparison
 from .limits import MAX_DIGITS, Rejected
@@ -23,8 +23,12 @@ class Reading(NamedTuple):
     meaning: Any
 
 
-def read(text: str) -> Reading:
-    """Understand a cleaned answer; what is not an expression becomes Text with the reason."""
+def read(text: str, grouped: bool = True, labelled: bool = True) -> Reading:
+    """Understand a cleaned answer; what is not an expression becomes Text with the reason.
+
+    `grouped` says whether 300,200 is one number or two, `labelled` whether the letter of a choice
+    may stand in front.
+    """
     simple = _SIMPLE.fullmatch(text)
     if simple and len(text) < MAX_DIGITS:
         sign, digits, top, bottom, top_of_frac, bottom_of_frac = simple.groups()
@@ -33,10 +37,10 @@ def read(text: str) -> Reading:
         return Reading(text, Scalar(("-", node) if sign else node))
     opened = open_fonts(text)
     words = plain(opened)
-    meaning = _special(text, opened)
+    meaning = _special(text, opened, labelled)
     if meaning is None:
         try:
-            meaning = Comparison().resolve(parse(text))
+            meaning = Comparison().resolve(_reals(opened) or parse(text, grouped))
         except Rejected as rejected:
             meaning = Text(text_key(words), rejected.code)
     return Reading(words, meaning)
@@ -48,10 +52,22 @@ read_gold = lru_cache(maxsize=1024)(read)
 _INTRODUCED = re.compile(r"(?:the )?(?:answer |option |choice ){1,2}(?:is )?\(?([a-hj])\)?", re.I)
 _WRAPPED_LETTER = re.compile(r"\\(?:text|textbf|textrm|mbox|mathrm|mathbf) ?\{ ?\(?([A-HJ])\)? ?\}")
 _BRACKETED = re.compile(r"\(([A-HJa-hj])\)|([A-HJ])\)")
-_WITH_CONTENT = re.compile(r"(?:\(([A-HJ])\)|([A-HJ])[).:]) ([A-Za-z0-9\\$(\-].*)"
-                           r"|\(([a-hj])\) ([0-9\\$].*)")
+_WITH_CONTENT = re.compile(r"(?:(?:answer|option|choice):? )?(?:\(([A-HJ])\)|([A-HJ])[).]|([A-HJ]):(?= ))"
+                           r"( ?)([A-Za-z0-9\\$(\[|.\-].*)", re.I)
 _OTHER_CHOICE = re.compile(r"\([A-Ja-j]\)|\b[B-HJ]\b|\b(?:or|and|not)\b|[A-Z]$")
-_CLOCK = re.compile(r"([0-9]{1,2}):([0-9]{2})(?::([0-9]{2}))? ?(?:([ap])\.? ?m)?", re.I)
+_CLOCK = re.compile(r"([0-9]{1,2})(?::([0-9]{2})(?::([0-9]{2}))?)? ?(?:([ap])\.? ?m)?", re.I)
+_FULL_HOUR = re.compile(r"([0-9]{1,2}) ?o'clock(?: ?([ap])\.? ?m)?", re.I)
+_NAMED_HOURS = {"noon": "p", "12 noon": "p", "midnight": "a", "12 midnight": "a"}
+_REALS = re.compile(r"(?:(?:for|\\forall) ?)?(?:[a-z] ?(?:is|can be|may be|\\in) ?)?"
+                    r"(?:(?:the )?set of )?(?:(?:all|any|every) )?(?:the )?"
+                    r"(?:(positive|negative|non-?negative|non-?positive) )?"
+                    r"(?:\\mathbb ?(?:\{R\}|R)|real(?:s| numbers?| values?(?: of)?| line)"
+                    r"|real(?= [a-z]$))(?: [a-z])?"
+                    r"(?:,? ?(?:except|excluding|other than|but not|but)(?: for)? ([^{}]+)"
+                    r"|(?: (?:such that|where|with) [a-z])? ?\\neq? ?([^{}]+))?", re.I)
+_SIGNED = {"": "(-\\infty,\\infty)", "positive": "(0,\\infty)", "negative": "(-\\infty,0)",
+           "nonnegative": "[0,\\infty)", "nonpositive": "(-\\infty,0]"}
+_EXCLUDED_NAME = re.compile(r"[a-z] ?(?:=|\\neq?) ?")
 _SPELLED_BASE = re.compile(r"\(?([0-9][0-9A-F]*)\)? ?(?:\(?(?:in )?base[ -]?|_ ?\{?)"
                            r"([0-9]+|[a-z]+)[)}]?", re.I)
 _ORDINAL = re.compile(r"([0-9]+) ?\^? ?\{?(st|nd|rd|th)\}?")
@@ -59,18 +75,33 @@ _SHORT_WORDS = frozenset("am an as at be by do go he if in is it me my no of on 
                          "we".split())
 
 
-def _special(text: str, opened: str):
+def _special(text: str, opened: str, labelled: bool):
     """Answers with a notation of their own: choice letters, times, spelled bases, ordinals."""
     if opened.isdigit():
         return None
+    if opened.casefold() in _NAMED_HOURS:
+        return Clock((12, 0, 0), _NAMED_HOURS[opened.casefold()])
     if opened[:1].isdigit() or opened[:2].strip("(").isdigit():
         return _clock(opened) or _spelled_base(opened) or _ordinal(opened)
     if opened.casefold() in _SHORT_WORDS:  # "no" is a word, not the product of n and o
         return Text(opened.casefold())
-    return _choice(text, opened)
+    return _choice(text, opened, labelled)
 
 
-def _choice(text: str, opened: str) -> Choice | None:
+def _reals(opened: str):
+    """All real numbers in words, perhaps of one sign, perhaps except some."""
+    match = _REALS.fullmatch(opened)
+    if match is None:
+        return None
+    sign, excluded = match[1], match[2] or match[3]
+    reals = parse(_SIGNED[(sign or "").lower().replace("-", "")])
+    if not excluded:
+        return reals
+    return SetOperation("\\setminus", [
+        reals, parse("\\{" + _EXCLUDED_NAME.sub("", excluded) + "\\}")])
+
+
+def _choice(text: str, opened: str, labelled: bool) -> Choice | None:
     """(C), C), Option C, \\text{C}, or the letter followed by its content: (C) 42.
 
     A single bare letter stays a variable; it equals the choice all the same.
@@ -79,21 +110,36 @@ def _choice(text: str, opened: str) -> Choice | None:
                   _WRAPPED_LETTER.fullmatch(text)):
         if match:
             return Choice(next(filter(None, match.groups())).lower())
-    match = _WITH_CONTENT.fullmatch(opened)
+    match = _WITH_CONTENT.fullmatch(opened) if labelled else None
     if match is None:
         return None
-    upper, after_upper, content, lower, lower_content = match.groups()
-    if _OTHER_CHOICE.search(content or lower_content):  # two letters are a hedge
+    *letters, blank, content = match.groups()
+    letter = next(filter(None, letters))
+    if _OTHER_CHOICE.search(content):  # two letters are a hedge
         return None
-    return Choice((upper or after_upper or lower).lower())
+    usual = blank and (letter.isupper() or match[1] and content[0].isdigit())
+    if not blank and not content[0].isdigit() and not text.startswith("\\"):
+        return None  # (A)\sqrt2 is a product, \textbf{(A)}\sqrt2 is none
+    if not blank and match[1] and letter.islower():
+        return None
+    written = text[text.index(content):] if content in text else content
+    reading = read(written, labelled=False)
+    if isinstance(reading.meaning, Text) and not usual:
+        return None
+    return Choice(letter.lower(), reading)
 
 
 def _clock(opened: str) -> Clock | None:
+    match = _FULL_HOUR.fullmatch(opened)
+    if match:
+        return Clock((int(match[1]), 0, 0), (match[2] or "").lower())
     match = _CLOCK.fullmatch(opened)
     if match is None:
         return None
     hours, minutes, seconds, half = match.groups()
-    return Clock((int(hours), int(minutes), int(seconds or 0)), (half or "").lower())
+    if minutes is None and (not half or not 1 <= int(hours) <= 12):
+        return None  # a number
+    return Clock((int(hours), int(minutes or 0), int(seconds or 0)), (half or "").lower())
 
 
 def _spelled_base(opened: str) -> Based | Scalar | None:

@@ -38,6 +38,7 @@ _SPELLINGS = {
     "radian": "rad rads radians",
     "celsius": "C",
     "fahrenheit": "F",
+    "kelvin": "K kelvins",
     "dollar": "dollars USD usd",
     "cent": "cents",
     "euro": "euros EUR",
@@ -136,6 +137,8 @@ class UnitReader(Cursor):
                 power = prefix * self.unit_power()
                 powers[name] = powers.get(name, 0) + sign * power
                 sign = prefix = 1
+            elif self.kind == "var" and self.value in ("C", "F") and "degree" in powers:
+                powers = {UNITS[self.next()]: 1}  # 25 deg C
             elif self.kind == "/" and powers:
                 self.next()
                 sign = -1
