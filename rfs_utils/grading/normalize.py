@@ -7,7 +7,7 @@ font size disappear, wrappers such as `$...$`, `**...**` or a final full stop ar
 import re
 import unicodedata
 
-from .extract import last_box
+from .extract import BOX, braced
 from .limits import MAX_CHARS, Rejected
 
 _GREEK = ("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho "
@@ -53,6 +53,8 @@ _MARKUP = re.compile(r"""
   | (?P<frac>    \\[dtc](?=frac|binom) )
 """, re.VERBOSE)
 _MARKUP_MEANS = {"size": "", "comma": ",", "spacing": " ", "frac": "\\"}
+# A tilde is a blank in TeX, but in front of an answer it says "about".
+_HEDGE = re.compile(r"(^|\\(?:boxed|fbox)\{|[(\[<>$*`\"]|(?<!~)=)\s*~+")
 _UNION_LETTER = re.compile(r"(?<=[)\]]) ?U ?(?=[(\[])")
 _OPEN_DOLLAR = re.compile(r"(?<!\\)\$")
 _WRAPPERS = [("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`"), ('"', '"')]
@@ -80,6 +82,8 @@ def clean(text: str) -> str:
     if _CONTROL.search(text):
         raise Rejected("control_character")
     text = text.strip()
+    if "~" in text:
+        text = _HEDGE.sub(r"\1\\approx ", text)
     if "\\" in text or "~" in text or "{," in text:
         text = _MARKUP.sub(lambda match: _MARKUP_MEANS[match.lastgroup], text)
     if text[:1] in _MARKS or text[-1:] in _MARKS:
@@ -95,9 +99,10 @@ def _unwrap(text: str) -> str:
         before = text = text.strip()
         if "$" in text and len(_OPEN_DOLLAR.findall(text)) != 1:  # a single one is money
             text = _OPEN_DOLLAR.sub("", text)
-        if text.startswith("\\boxed{"):
-            inside = last_box(text)
-            if len(inside) + len("\\boxed{}") == len(text):
+        box = BOX.match(text)
+        if box and text.startswith("{", box.end()):
+            inside = braced(text, box.end())
+            if inside is not None and box.end() + len(inside) + 2 == len(text):
                 text = inside
         for left, right in _WRAPPERS:
             if text.startswith(left) and text.endswith(right) and len(text) > len(left + right):
