@@ -25,12 +25,13 @@ GOLDS = ["5", "-3", "1/2", "\\frac{3}{4}", "x^2+2x+1", "(1,2)", "\\{1,2\\}", "\\
          "\\sqrt{2}", "2\\pi", "y=2x+3", "[0,\\infty)", "x>2", "1\\pm\\sqrt{19}", "50\\%", "10:30",
          "\\begin{pmatrix}1\\\\2\\end{pmatrix}", "\\frac{\\sqrt{x^2+1}}{|x|}", "\\ln(x^2)", "n!",
          "\\binom{n}{k}", "(-\\infty,2)\\cup(3,5]", "3+4i", "36\\text{ cm}^2", "\\text{even}"]
-PIECES = """0 1 2 9 10 .5 3.14 1,234 1e3 1A x y n e i \\pi \\theta a_1 + - * / ^ ! = < > \\le \\ne \\pm
-\\mp \\cdot ( ) [ ] { } \\{ \\} , ; | & \\\\ _ % \\% $ \\$ ~ \\frac \\sqrt \\sqrt[3] \\binom \\sin
-\\cos^2 \\log_2 \\ln \\arctan \\text{ \\text{cm} \\left( \\right) \\boxed{ \\boxed \\fbox{ <think>
-</think> \\begin{pmatrix} \\end{pmatrix} \\cup \\cap \\setminus \\in \\infty \\emptyset \\mathbb{R}
-^\\circ ^{ _{ _8 and or percent million (C) apples \\overline{3} . ' \\lfloor \\rfloor \\angle f( f(x)=
-√ ² ½ π ° − ≈ ℃ \x00 \u200b é 五 10:30 \\approx \\dots""".split() + [" ", "\n"]
+PIECES = """0 1 2 5 9 10 .5 3.14 1,234 1e3 1A x y n e i \\pi \\theta a_1 + - * / ^ ** ! = < > <= \\le \\ge
+\\ne \\pm \\mp \\cdot \\times ( ) [ ] { } \\{ \\} , ; | & \\\\ _ % \\% $ \\$ ~ \\frac \\frac{1}{2} \\dfrac
+\\sqrt \\sqrt{2} \\sqrt[3] \\binom \\sin \\cos^2 \\log_2 \\ln \\arctan \\text{ \\text{cm} \\mathbf{ \\left(
+\\right) \\left. \\boxed{ \\boxed \\fbox{ <think> </think> \\begin{pmatrix} \\end{pmatrix} \\cup \\cap
+\\setminus \\in \\infty \\emptyset \\mathbb{R} ^\\circ ^{ _{ _8 and or cm percent million (C) C) apples per
+square \\overline{3} . ' " ` \\! \\, \\lfloor \\rfloor \\langle \\rangle \\angle f( f(x)= x= √ ² ½ π ° − ≈ ℃
+\x00 \u200b é 五 10:30 base 5th \\approx \\dots \\color{red}""".split() + [" ", "\n"]
 
 
 def digits(rng: random.Random, most: int) -> str:
@@ -95,16 +96,20 @@ def mutated(rng: random.Random, golds: list[str]) -> str:
     """A reference answer with a few characters or pieces inserted, doubled, removed or swapped."""
     text = rng.choice(golds)
     for _ in range(rng.randint(1, 4)):
-        i, j = sorted((rng.randint(0, len(text)), rng.randint(0, len(text))))
-        text = rng.choice((
-            lambda: text[:i] + rng.choice(PIECES) + text[i:],
-            lambda: text[:i] + rng.choice(PIECES) + text[j:],
-            lambda: text[:j] + text[i:],
-            lambda: text[:i] + text[j:],
-            lambda: text[:i] + number(rng) + text[i:],
-            lambda: text[:i] + text[i:j][::-1] + text[j:],
-            lambda: text + rng.choice((",", "+", "=", "^", " \\text{ or } ")) + rng.choice(golds)))()
+        text = changed_once(rng, text, golds)
     return text[:1_200]
+
+
+def changed_once(rng: random.Random, text: str, golds: list[str]) -> str:
+    i, j = sorted((rng.randint(0, len(text)), rng.randint(0, len(text))))
+    return rng.choice((
+        lambda: text[:i] + rng.choice(PIECES) + text[i:],
+        lambda: text[:i] + rng.choice(PIECES) + text[j:],
+        lambda: text[:j] + text[i:],
+        lambda: text[:i] + text[j:],
+        lambda: text[:i] + number(rng) + text[i:],
+        lambda: text[:i] + text[i:j][::-1] + text[j:],
+        lambda: text + rng.choice((",", "+", "=", "^", " \\text{ or } ")) + rng.choice(golds)))()
 
 
 def pieces(rng: random.Random) -> str:
@@ -178,6 +183,16 @@ def fuzz(count: int, seed: int, golds: list[str] = GOLDS) -> dict:
         previous = text
     return {"count": count, "seconds": total, "correct": correct, "reasons": reasons, "raised": raised,
             "slowest": sorted(slowest, reverse=True)}
+
+
+def seconds_of(text: str, gold: str) -> float:
+    """The seconds of this thread that the same calls take once more."""
+    start = time.thread_time()
+    extract_final_candidate(f"\\boxed{{{text}}}", None)
+    extract_final_candidate(text)
+    explain_grade(text, gold)
+    check_gold([text])
+    return time.thread_time() - start
 
 
 def main() -> int:

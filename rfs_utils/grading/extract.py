@@ -122,11 +122,10 @@ def _last_number(text: str) -> str:
         return ""
     end = len(text) - backwards.start()
     window = text[max(0, end - MAX_CHARS):end].replace("−", "-")
-    last = None
-    for last in _NUMBER.finditer(window):
-        pass
-    if last is None:
+    numbers = list(_NUMBER.finditer(window))
+    if not numbers:
         return ""
+    last = numbers[-1]
     whole, top, bottom = last.groups()
     if whole and int(top) >= int(bottom):  # "3 4/2" is two numbers
         return f"{top}/{bottom}"
