@@ -101,6 +101,7 @@ LONG = [character * MEGABYTE for character in "5 x({[\\$^-,.!|*/=<%&_~+\x00½√
     "\\boxed{" + "5" * MEGABYTE + "}", "\\boxed{" + "{}" * (MEGABYTE // 2) + "}",
     "\\boxed{1" + " " * 200_000 + "$}", "\\boxed{" + "$ " * 200_000 + "1" + " $" * 200_000 + "}",
     "\\boxed{1\\" + "$ " * 200_000 + "}", "\\boxed{} " * 100_000, "\\boxed 1/" * 100_000,
+    "\\boxed 1x" * 100_000,
     "\\boxed {" + " " * 200_000 + "}", "<think>" * 140_000, "</think>" * 120_000,
     "<think>\\boxed{1}</think>" * 40_000, "1-" * 500_000, "1 " * 500_000 + "/2",
     "\\boxed" + " " * MEGABYTE + "{5}", "\\boxed{5}" + " " * MEGABYTE, "5" + "x" * MEGABYTE,

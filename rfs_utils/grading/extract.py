@@ -7,7 +7,9 @@ from .limits import MAX_CHARS
 _MAX_BRACES = 10_000
 _BRACE = re.compile(r"[{}]|\\[\s\S]")
 _THINK = re.compile(r"</?think>")
-BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
+_MAX_MENTIONS = 1_000
+# Up to the brace or the number; an empty box and the bare command are only mentioned.
+BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?=[{0-9.\-−])(?!\{\s*\})")
 _UNSIGNED = (r"(?:([0-9]+ )?([0-9]+)/([0-9]+)"
              r"|(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?"
              r"(?:[eE][+-]?[0-9]+)?|\.[0-9]+(?:[eE][+-]?[0-9]+)?)")
@@ -76,17 +78,13 @@ def last_box(text: str) -> str | None:
     Blanks may stand before the brace. A box without an end holds nothing (""). Escaped braces
     (\\{ and \\}) are text and do not count.
     """
-    for start in reversed([match.end() for match in BOX.finditer(text)]):
+    starts = [match.end() for match in BOX.finditer(text)]
+    for start in starts[:-_MAX_MENTIONS - 1:-1]:
         if text.startswith("{", start):
-            inside = braced(text, start)
-            if inside is None:
-                return ""
-            if inside.strip():
-                return inside
-        else:
-            number = _BARE.match(text, start, start + MAX_CHARS)
-            if number and not _GOES_ON.match(text, number.end()):
-                return number[0]
+            return braced(text, start) or ""
+        number = _BARE.match(text, start, start + MAX_CHARS)
+        if number and not _GOES_ON.match(text, number.end()):
+            return number[0]
     return None
 
 
