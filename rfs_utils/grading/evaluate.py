@@ -192,6 +192,8 @@ class Evaluator:
             if type(exponent) is int:
                 return self.whole_power(base, exponent)
         if not base:
+            if type(base) in _EXACT and type(exponent) is Fraction and exponent > 0:
+                return 0
             raise Rejected("undefined")
         if type(exponent) is not int and self.is_negative(base):
             if _has_odd_root(exponent) and not isinstance(base, self.mp.mpc):
