@@ -41,13 +41,8 @@ def math500() -> list[dict]:
     pytest.skip("math500_test.json is not in ../shared/data (or $RFS_SHARED/data)")
 
 
-# Roots of squares and hedges are mended beside this change; the mark goes when both are in.
-PENDING = ("kind: sqrt of square", "kind: hedge")
 
-
-@pytest.mark.parametrize("case", [
-    pytest.param(case, marks=pytest.mark.xfail(strict=False) if case["cat"] in PENDING else ())
-    for case in CASES], ids=lambda case: f"{case['cat']}: {case['why']}")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['cat']}: {case['why']}")
 def test_policy_and_example_pairs(case):
     pred = case["pred"]
     if case["mode"] == "response":
@@ -94,10 +89,23 @@ def test_extraction(case):
     ("\\boxed\n{5}", "5"),
     ("\\boxed{{5}}", "{5}"),
     ("\\boxed{5}}", "5"),
-    ("\\boxed5", ""),
+    ("\\boxed5", "5"),
+    ("\\boxed 5", "5"),
+    ("\\boxed -5.", "-5"),
+    ("\\boxed 3/4 it is", "3/4"),
+    ("\\boxed 5x", ""),
+    ("\\boxed it", ""),
+    ("\\fbox{42}", "42"),
+    ("\\boxed{\\fbox{5}}", "5"),
+    ("\\boxed{5}, in \\boxed as asked", "5"),
+    ("\\boxed{5}, in a \\boxed{} as asked", "5"),
+    ("\\boxed{4}, no: \\boxed 5", "5"),
+    ("\\boxed{5} \\fbox{", ""),
+    ("\\boxed{1$ $ }", "1"),
+    ("\\boxed{1\\$ $ }", "1\\$"),
     ("\\Boxed{5}", ""),
     ("boxed{5}", ""),
-    ("\\boxed{5} \\boxedx{6}", ""),
+    ("\\boxed{5} \\boxedx{6}", "5"),
     ("\\boxed{ }", ""),
     ("\\boxed{\\left\\{1,2\\right.}", "\\left\\{1,2\\right."),
     ("\\boxed{5\\}}", "5\\}"),
@@ -109,6 +117,44 @@ def test_extraction_without_fallback(text, expected):
 
 
 @pytest.mark.parametrize("text, expected", [
+    ("<think>\\boxed{5}", ""),
+    ("<think>\\boxed{5}</think>", ""),
+    ("<think>\\boxed{5}</think> so it is 5", ""),
+    ("<think>\\boxed{1}</think> \\boxed{2}", "2"),
+    ("a thought that the prompt began \\boxed{1}</think> \\boxed{2}", "2"),
+    ("a thought that the prompt began \\boxed{1}</think>", ""),
+    ("\\boxed{5} <think> or \\boxed{6}", "5"),
+    ("<think>a</think> \\boxed{5} <think>b \\boxed{6}</think>", "5"),
+    ("<think>a <think> b</think> \\boxed{7}", "7"),
+    ("<think>\\boxed{1", ""),
+    ("<think>\\boxed{</think>1}", ""),
+])
+def test_a_box_in_a_thought_is_no_answer(text, expected):
+    assert extract_final_candidate(text, fallback=None) == expected
+
+
+@pytest.mark.parametrize("text, fallback, expected", [
+    ("<think>7", "number_only", ""),
+    ("<think>7", "number_then_full", ""),
+    ("<think>7</think> eight", "number_then_full", " eight"),
+    ("<think>7</think> it is 8", "number_only", "8"),
+])
+def test_what_was_only_thought_is_no_answer(text, fallback, expected):
+    assert extract_final_candidate(text, fallback) == expected
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("7-5", "5"),
+    ("7−5", "5"),
+    ("x-5", "5"),
+    ("(2)-5", "5"),
+    ("x = -5", "-5"),
+    ("(-5)", "-5"),
+    ("9--5", "-5"),
+    ("3 1/2", "3 1/2"),
+    ("-3 1/2", "-3 1/2"),
+    ("3 4/2", "4/2"),
+    ("0.5 1/2", "1/2"),
     ("it is 1,234,567.", "1,234,567"),
     ("so 12,34", "34"),
     ("3/4 of them", "3/4"),

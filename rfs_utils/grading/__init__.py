@@ -3,7 +3,7 @@
 `extract_final_candidate` finds the answer in a response, `grade_answer` compares it with the
 reference. Model output is untrusted, so nothing here evaluates code: a whitelist lexer, a small
 parser and bounded arithmetic read the text (see `limits`), and whatever they cannot read is
-compared as text. No input hangs, raises, or costs more than a few milliseconds.
+compared as text. No input hangs, raises, or costs more than some hundredths of a second.
 """
 
 import re

@@ -34,9 +34,9 @@ from .answers import (
     Text,
 )
 from .conditions import FLIPPED, as_meaning, join, lone_name, solve_relation
-from .evaluate import FINE, NEGATIVE_POINT, POINTS, Evaluator, close, negligible, vanishes
+from .evaluate import FINE, POINTS, Evaluator, close, negligible, signed_samples, vanishes
 from .labels import in_order, may_name_the_same
-from .limits import MAX_VALUES, Budget, Rejected
+from .limits import MAX_BITS, MAX_VALUES, Budget, Rejected
 from .regions import Region, has_variables, to_region
 from .rounding import rounds_to
 from .whole_numbers import ENOUGH_POINTS, at_whole_numbers, counts
@@ -68,8 +68,46 @@ class Comparison:
                 return False
             if not evaluator.has_variables:
                 return True
-        return not evaluator.has_bars or \
-            self.same_at(a, b, Evaluator(self.budget, NEGATIVE_POINT))
+        return not evaluator.sign_matters or self.same_for_all_signs(a, b, evaluator)
+
+    def same_for_all_signs(self, a: Node, b: Node, found: Evaluator) -> bool:
+        """Equal wherever both are real numbers: not sqrt(x^2) and x, but sqrt(x)^2 and x.
+
+        Where there are bars the places where a side is real count, too: ln|x| is more than ln x.
+        `found` is the evaluation at a positive point, which tells the names and the bars.
+        """
+        for values in signed_samples(found.names):
+            pair = self.real_values(a, b, values)
+            if pair is None:
+                continue
+            (value_a, real_a), (value_b, real_b) = pair
+            if not (real_a and real_b):
+                if found.has_bars and real_a != real_b:
+                    return False
+                continue
+            if close(value_a, value_b, MAX_BITS):
+                continue
+            pair = self.real_values(a, b, values, FINE)
+            if pair is None:
+                continue
+            (value_a, _), (value_b, _) = pair
+            if not (close(value_a, value_b, MAX_BITS)
+                    or negligible(value_a) and negligible(value_b)):
+                return False
+        return True
+
+    def real_values(self, a: Node, b: Node, values: dict, *context):
+        """Both values, each with whether it is a real number; None where one is undefined."""
+        found = []
+        for node in (a, b):
+            evaluator = Evaluator(self.budget, 0, *context, values=values)
+            try:
+                found.append((evaluator.value(node), evaluator.is_real))
+            except Rejected as rejected:
+                if rejected.code == "too_much_work":
+                    raise
+                return None
+        return found
 
     def same_expression(self, a: Node, b: Node) -> bool:
         """`same_value`; n! and the like are compared at whole numbers."""
@@ -122,13 +160,18 @@ class Comparison:
         for point in POINTS:
             evaluator = Evaluator(self.budget, point)
             values.append((evaluator.value(a), evaluator.value(b)))
+        if evaluator.sign_matters:
+            for signed in signed_samples(evaluator.names):
+                pair = self.real_values(a, b, signed, FINE)
+                if pair and pair[0][1] and pair[1][1]:
+                    values.append((pair[0][0], pair[1][0]))
         evaluator = Evaluator(self.budget)
         (a0, b0), *others = values
         if not a0 or not b0:
             return False
         if positive:
             ratio = evaluator.divide(a0, b0)
-            if not (hasattr(ratio, "__gt__") and ratio > 0):
+            if evaluator.is_negative(ratio):
                 return False
         return all(close(evaluator.multiply(a0, b1), evaluator.multiply(a1, b0))
                    for a1, b1 in others)
@@ -209,6 +252,7 @@ class Comparison:
             return sequence.items
         kept: list = []
         for item in sequence.items:
+            self.budget.spend(10 * len(kept))
             if not any(self.equal(item, other) for other in kept):
                 kept.append(item)
         return kept

@@ -2,10 +2,15 @@
 
 Values are int, Fraction, an mpmath number, or the float infinity (which takes part in nothing but
 a change of sign). Variables stand for fixed positive numbers, different ones at each of the sample
-points, so that equal expressions have equal values and different ones practically never do.
+points, so that equal expressions have equal values and different ones practically never do. Where a
+root, an absolute value or a logarithm of variables occurs they also take negative, small and large
+values: x is not the square root of x^2.
+
+Every operation pays from the budget before it is done, by the size of what it works on.
 """
 
 import math
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from functools import lru_cache
 from zlib import crc32
@@ -31,7 +36,11 @@ _TOLERANCE = NORMAL.mpf(10) ** -30
 _EXACT = frozenset([int, Fraction])
 _EXACT_BITS = 80  # a longer decimal could pass for an irrational number at this precision
 POINTS = (0, 1, 2)
-NEGATIVE_POINT = 3  # only for expressions with absolute values
+_SIGNED_POINTS = range(1, 8)
+# A variable is negative at the points that share an odd number of bits with its code, so that any
+# two variables meet in all four combinations of signs, and the first three in all eight.
+_SIGN_CODES = (1, 2, 4, 7, 3, 5, 6)
+_SCALES = (1, Fraction(1, 16), 30, 1_000)
 _HALF = Fraction(1, 2)
 _RECIPROCALS = {"sec": "cos", "csc": "sin", "cot": "tan"}
 _MPMATH_NAMES = {name: name for name in ("sin", "cos", "tan", "sinh", "cosh", "tanh", "ln", "exp")}
@@ -40,29 +49,52 @@ _MPMATH_NAMES.update(arcsin="asin", arccos="acos", arctan="atan")
 
 @lru_cache(maxsize=1024)
 def sample(name: str, point: int) -> Fraction:
-    """The value of a variable at a sample point: between 1 and 5, negative at the last point."""
-    value = Fraction(7919 + crc32(f"{name}/{point}".encode()) % 31_607, 7919)
-    return -value if point == NEGATIVE_POINT else value
+    """The value of a variable at a sample point: between 1 and 5."""
+    return Fraction(7919 + crc32(f"{name}/{point}".encode()) % 31_607, 7919)
+
+
+def signed_samples(names: Iterable[str]) -> Iterator[dict[str, Fraction]]:
+    """Values of both signs and of several magnitudes for the variables, one dict per point."""
+    ordered = sorted(set(names))
+    for point in _SIGNED_POINTS:
+        values = {}
+        for i, name in enumerate(ordered):
+            sign = (-1) ** (point & _SIGN_CODES[i % len(_SIGN_CODES)]).bit_count()
+            values[name] = sign * sample(name, point) * _SCALES[(point // 2 + i) % len(_SCALES)]
+        yield values
 
 
 class Evaluator:
-    """Evaluates expressions at one sample point, paying for each operation from the budget."""
+    """Evaluates expressions at one sample point, paying for each operation from the budget.
 
-    def __init__(self, budget: Budget, point: int = 0, context=NORMAL):
+    `values` are the variables' values, by default those of the sample point.
+    """
+
+    def __init__(self, budget: Budget, point: int = 0, context=NORMAL,
+                 values: dict[str, Fraction] | None = None):
         self.budget = budget
         self.point = point
         self.mp = context
-        self.has_variables = False
-        self.has_bars = False
+        self.values = values
+        self.names: list[str] = []  # the variables met, as often as they were met
+        self.sign_matters = False  # a root, absolute value or logarithm of variables was met
+        self.has_bars = False  # ... an absolute value of variables
+        self.is_real = True  # no even root or logarithm of a negative number was met
+
+    @property
+    def has_variables(self) -> bool:
+        return bool(self.names)
 
     def value(self, node: Node):
+        self.budget.spend(1)
         return _OPERATIONS[node[0]](self, node)
 
     # -- leaves ------------------------------------------------------------------------------------
 
     def variable(self, node):
-        self.has_variables = True
-        return sample(node[1], self.point)
+        name = node[1]
+        self.names.append(name)
+        return self.values[name] if self.values else sample(name, self.point)
 
     def constant(self, node):
         name = node[1]
@@ -79,7 +111,7 @@ class Evaluator:
             bits = max(_bits(a), _bits(b))
             if bits > MAX_BITS:
                 raise Rejected("too_large")
-            self.budget.spend(4 + (bits * bits >> 19))
+            self.budget.spend(4 + _cost(bits))
             return a, b, True
         if kind_a is float or kind_b is float:
             raise Rejected("undefined")
@@ -130,10 +162,27 @@ class Evaluator:
     # -- powers and roots --------------------------------------------------------------------------
 
     def power(self, node):
-        return self.raise_to(self.value(node[1]), self.value(node[2]))
+        met = len(self.names)
+        base = self.value(node[1])
+        in_base = len(self.names)
+        exponent = _whole(self.value(node[2]))
+        if type(exponent) is not int:
+            if len(self.names) > in_base:  # x^n with a negative x and some n is no real number
+                self.is_real = self.is_real and not self.is_negative(base)
+            elif in_base > met and not _has_odd_root(exponent):
+                self.sign_matters = True
+        return self.raise_to(base, exponent)
 
     def root(self, node):
-        return self.raise_to(self.value(node[2]), Fraction(1, node[1]))
+        met = len(self.names)
+        base = self.value(node[2])
+        if len(self.names) > met and node[1] % 2 == 0:
+            self.sign_matters = True
+        return self.raise_to(base, Fraction(1, node[1]))
+
+    def is_negative(self, a) -> bool:
+        """Whether a number is negative or not real."""
+        return isinstance(a, self.mp.mpc) or a < 0
 
     def raise_to(self, base, exponent):
         """base^exponent: exact while small, and real for odd roots of negative numbers."""
@@ -142,15 +191,19 @@ class Evaluator:
         if type(base) in _EXACT:
             if type(exponent) is int:
                 return self.whole_power(base, exponent)
-            if type(exponent) is Fraction:
-                if base < 0 and exponent.denominator % 2:
-                    sign = -1 if exponent.numerator % 2 else 1
-                    return sign * self.raise_to(-base, exponent)
-                root = _exact_root(base, exponent.denominator)
-                if root is not None:
-                    return self.whole_power(root, exponent.numerator)
         if not base:
+            if type(base) in _EXACT and type(exponent) is Fraction and exponent > 0:
+                return 0
             raise Rejected("undefined")
+        if type(exponent) is not int and self.is_negative(base):
+            if _has_odd_root(exponent) and not isinstance(base, self.mp.mpc):
+                sign = -1 if exponent.numerator % 2 else 1
+                return sign * self.raise_to(-base, exponent)
+            self.is_real = False
+        elif type(base) in _EXACT and type(exponent) is Fraction:
+            root = self.exact_root(base, exponent.denominator)
+            if root is not None:
+                return self.whole_power(root, exponent.numerator)
         self.budget.spend(40)
         base = self.inexact(base)
         if type(exponent) is int:
@@ -169,8 +222,23 @@ class Evaluator:
         bits = _bits(base)
         if bits * abs(exponent) > MAX_BITS:
             raise Rejected("too_large")
-        self.budget.spend((bits * exponent) ** 2 >> 19)
+        self.budget.spend(_cost(bits * exponent))
         return base ** exponent if exponent >= 0 else Fraction(1) / base ** -exponent
+
+    def exact_root(self, a: int | Fraction, k: int) -> int | Fraction | None:
+        """The k-th root of a number > 0 when it is rational and small enough to try."""
+        if type(a) is Fraction:
+            top = self.exact_root(a.numerator, k)
+            bottom = None if top is None else self.exact_root(a.denominator, k)
+            return None if bottom is None else Fraction(top, bottom)
+        bits = a.bit_length()
+        if a == 1:
+            return 1
+        if k >= bits or bits > 2_048:  # with k >= bits the root lies between 1 and 2
+            return None
+        self.budget.spend(4 + (bits >> 4))
+        root = math.isqrt(a) if k == 2 else _floor_root(a, k)
+        return root if root**k == a else None
 
     # -- functions ---------------------------------------------------------------------------------
 
@@ -182,9 +250,11 @@ class Evaluator:
 
     def function(self, node):
         name = node[1]
+        met = len(self.names)
         a = self.value(node[2])
         if name == "abs":
-            self.has_bars = True
+            if len(self.names) > met:
+                self.has_bars = self.sign_matters = True
             return abs(a)
         if type(a) is float:
             raise Rejected("undefined")
@@ -194,11 +264,18 @@ class Evaluator:
         a, mp = self.moderate(self.inexact(a)), self.mp
         if name in _RECIPROCALS:
             return self.divide(1, getattr(mp, _RECIPROCALS[name])(a))
-        if name == "ln" and not a:
-            raise Rejected("undefined")
+        if name == "ln":
+            if not a:
+                raise Rejected("undefined")
+            self.sign_matters = self.sign_matters or len(self.names) > met
         if name == "exp" or name.endswith("h"):
             self.moderate(a, 14)
-        return getattr(mp, _MPMATH_NAMES[name])(a)
+        value = getattr(mp, _MPMATH_NAMES[name])(a)
+        if not mp.isfinite(value):  # arctan i; an infinity would be close to every number
+            raise Rejected("undefined")
+        if isinstance(value, mp.mpc):
+            self.is_real = False
+        return value
 
     def rounded(self, a, name: str) -> int:
         if type(a) in _EXACT:
@@ -209,10 +286,14 @@ class Evaluator:
         return int(self.mp.floor(a) if name == "floor" else self.mp.ceil(a))
 
     def logarithm(self, node):
+        met = len(self.names)
         base, a = self.value(node[1]), self.value(node[2])
-        self.pair(base, a, cost=100)
+        self.pair(base, a)
+        self.budget.spend(60)
         if not a or not base or base == 1:
             raise Rejected("undefined")
+        self.sign_matters = self.sign_matters or len(self.names) > met
+        self.is_real = self.is_real and not (self.is_negative(base) or self.is_negative(a))
         return self.mp.ln(self.inexact(a)) / self.mp.ln(self.inexact(base))
 
     def factorial(self, node):
@@ -252,6 +333,16 @@ def _bits(a: int | Fraction) -> int:
     return max(a.numerator.bit_length(), a.denominator.bit_length())
 
 
+def _cost(bits: int) -> int:
+    """The price of one exact operation: fractions are reduced, and a gcd is quadratic."""
+    return bits * bits >> 17
+
+
+def _has_odd_root(exponent) -> bool:
+    """Whether powers of negative numbers with this exponent are real: x^(2/3) is, x^(1/2) is not."""
+    return type(exponent) is Fraction and exponent.denominator % 2 == 1
+
+
 def _whole(a):
     """A fraction with denominator 1 as the integer it is."""
     return a.numerator if type(a) is Fraction and a.denominator == 1 else a
@@ -265,21 +356,11 @@ def _inexact(a, context):
     return a
 
 
-def _exact_root(a: int | Fraction, k: int) -> int | Fraction | None:
-    """The k-th root of a number >= 0 when it is rational and small enough to try."""
-    if type(a) is Fraction:
-        top, bottom = _exact_root(a.numerator, k), _exact_root(a.denominator, k)
-        return None if top is None or bottom is None else Fraction(top, bottom)
-    if a < 0 or a.bit_length() > 2_048:
-        return None
-    root = math.isqrt(a) if k == 2 else _floor_root(a, k)
-    return root if root**k == a else None
-
-
 def _floor_root(a: int, k: int) -> int:
-    """Newton's method from above; the start exceeds the root by less than a factor of two."""
-    if a < 2:
-        return a
+    """Newton's method from above; the start exceeds the root by less than a factor of two.
+
+    The caller sees to k < the bits of a, so that no power here is longer than twice a.
+    """
     guess = 1 << -(-a.bit_length() // k)
     while True:
         better = ((k - 1) * guess + a // guess ** (k - 1)) // k
@@ -288,15 +369,18 @@ def _floor_root(a: int, k: int) -> int:
         guess = better
 
 
-def close(a, b) -> bool:
-    """Exact values must be the same; others agree to a relative 1e-30."""
+def close(a, b, exact_bits: int = _EXACT_BITS) -> bool:
+    """Exact values must be the same; others agree to a relative 1e-30.
+
+    A longer exact value than `exact_bits` is close to no inexact one.
+    """
     kind_a, kind_b = type(a), type(b)
     exact_a, exact_b = kind_a in _EXACT, kind_b in _EXACT
     if exact_a and exact_b:
         return a == b
     if kind_a is float or kind_b is float:  # infinity equals itself only
         return kind_a is kind_b and a == b
-    if (exact_a and _bits(a) > _EXACT_BITS) or (exact_b and _bits(b) > _EXACT_BITS):
+    if (exact_a and _bits(a) > exact_bits) or (exact_b and _bits(b) > exact_bits):
         return False
     a, b = _inexact(a, NORMAL), _inexact(b, NORMAL)
     return abs(a - b) <= _TOLERANCE * max(abs(a), abs(b))

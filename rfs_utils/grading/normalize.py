@@ -7,6 +7,7 @@ font size disappear, wrappers such as `$...$`, `**...**` or a final full stop ar
 import re
 import unicodedata
 
+from .extract import BOX, braced
 from .limits import MAX_CHARS, Rejected
 
 _GREEK = ("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho "
@@ -54,8 +55,9 @@ _MARKUP = re.compile(r"""
 """, re.VERBOSE)
 _MARKUP_MEANS = {"size": "", "comma": ",", "spacing": " ", "frac": "\\",
                  "dots": "\\ldots "}
+# A tilde is a blank in TeX, but in front of an answer it says "about".
+_HEDGE = re.compile(r"(^|\\(?:boxed|fbox)\{|[(\[<>$*`\"]|(?<!~)=)\s*~+")
 _UNION_LETTER = re.compile(r"(?<=[)\]]) ?U ?(?=[(\[])")
-_BRACE = re.compile(r"[{}]|\\[{}\\]")
 _OPEN_DOLLAR = re.compile(r"(?<!\\)\$")
 _WRAPPERS = [("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`"), ('"', '"')]
 _MARKS = frozenset("\\$*`\". ,;=")
@@ -82,6 +84,8 @@ def clean(text: str) -> str:
     if _CONTROL.search(text):
         raise Rejected("control_character")
     text = text.strip()
+    if "~" in text:
+        text = _HEDGE.sub(r"\1\\approx ", text)
     if "\\" in text or "~" in text or "{," in text or "..." in text:
         text = _MARKUP.sub(lambda match: _MARKUP_MEANS[match.lastgroup], text)
     if text[:1] in _MARKS or text[-1:] in _MARKS:
@@ -97,8 +101,11 @@ def _unwrap(text: str) -> str:
         before = text = text.strip()
         if "$" in text and len(_OPEN_DOLLAR.findall(text)) != 1:  # a single one is money
             text = _OPEN_DOLLAR.sub("", text)
-        if text.startswith("\\boxed{") and _closing_brace(text) == len(text) - 1:
-            text = text[len("\\boxed{"):-1]
+        box = BOX.match(text)
+        if box and text.startswith("{", box.end()):
+            inside = braced(text, box.end())
+            if inside is not None and box.end() + len(inside) + 2 == len(text):
+                text = inside
         for left, right in _WRAPPERS:
             if text.startswith(left) and text.endswith(right) and len(text) > len(left + right):
                 text = text[len(left):-len(right)]
@@ -109,16 +116,6 @@ def _unwrap(text: str) -> str:
         if text == before:
             break
     return text
-
-
-def _closing_brace(text: str) -> int:
-    """The index of the brace that closes the first one, or -1."""
-    depth = 0
-    for brace in _BRACE.finditer(text):
-        depth += {"{": 1, "}": -1}.get(brace[0], 0)
-        if depth == 0 and brace[0] == "}":
-            return brace.start()
-    return -1
 
 
 def open_fonts(text: str) -> str:
