@@ -6,7 +6,7 @@ __all__ = ['sample_tokens', 'Rollouts', 'sample_batch', 'sample_response', 'rewa
            'compute_grpo_loss', 'update_weights', 'save_checkpoint', 'append_csv_metrics', 'format_cell',
            'held_out_metrics', 'log_step', 'train_rlvr_grpo']
 
-# %% ../ch06/ch06.ipynb #ace0d1c3
+# %% ../ch06/ch06.ipynb #e386a526
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +23,7 @@ from .decode import decoder
 from .grading import extract_final_candidate, grade_answer
 from .qwen3 import KVCache, Qwen3Model
 from .sampling import Stops, check_group, check_sampling, choose_token, is_end, top_p_filter
+from .shapes import check_shapes
 from .tokenizer import Qwen3Tokenizer, encode_prompts, response_text, stop_ids
 
 # %% ../ch06/ch06.ipynb #dcd86eea
@@ -210,17 +211,13 @@ def response_logprobs(
     first = rollouts.prompt_ids.shape[1] - 1  # the last prompt position predicts the first response token
     return token_logprobs(model.logits(hidden[:, first:-1]), rollouts.tokens, temperature, top_p)
 
-# %% ../ch06/ch06.ipynb #3859e9ea
+# %% ../ch06/ch06.ipynb #465629e8
 def policy_gradient_loss(logps: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mean over N rollouts of -advantage * summed log-prob; logps and mask (N, T), advantages (N,).
 
     Rollouts without any token in the mask do not count. Defined in ch06, 6.10.
     """
-    if not logps.shape == mask.shape == (*advantages.shape, logps.shape[-1]):
-        raise ValueError(
-            f"expected advantages of shape (N,), logps and mask of shape (N, T); got {tuple(advantages.shape)}, "
-            f"{tuple(logps.shape)} and {tuple(mask.shape)}"
-        )
+    check_shapes(advantages, logps=logps, mask=mask)
     summed = (logps.masked_fill(mask == 0, 0.0) * mask).sum(dim=-1)  # not 0 times minus infinity
     return -(advantages.detach() * summed).sum() / (mask.sum(dim=-1) > 0).sum().clamp(min=1)
 

@@ -7,7 +7,7 @@ __all__ = ['METRICS', 'Run', 'KL_KINDS', 'METHODS', 'moving_average', 'plot_grpo
            'reward_baseline', 'combine_rewards', 'rewards_differ', 'compute_advantages', 'loss_total', 'policy_loss',
            'soft_overlong_penalty']
 
-# %% ../ch07/ch07.ipynb #0d9b9ef2
+# %% ../ch07/ch07.ipynb #9a313402
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -22,6 +22,7 @@ from matplotlib.ticker import MaxNLocator
 from .ch06 import group_advantages, group_mean_and_std
 from .plots import STYLE, read_metrics, tint
 from .qwen3 import Qwen3Model
+from .shapes import check_shapes
 
 # %% ../ch07/ch07.ipynb #03e60576
 def moving_average(values: Sequence[float], window: int) -> list[float]:
@@ -364,7 +365,7 @@ def loss_total(
         return mask[counted].sum().item()
     return counted.sum().item() * ((max_new_tokens or mask.shape[1]) if method.aggregate == "constant" else 1)
 
-# %% ../ch07/ch07.ipynb #85f4fd67
+# %% ../ch07/ch07.ipynb #c9dc4ca9
 def policy_loss(
     logps: torch.Tensor,
     old_logps: torch.Tensor | None,
@@ -378,17 +379,11 @@ def policy_loss(
     """The loss, a scalar, of any method on N rollouts. Defined in ch07, 7.7.
 
     logps, old_logps (before the first update; None: logps), ref_logps (of the reference, for a KL term), sampler_logps
-    and mask are (N, T), advantages (N,). For a part of a step, `total` is `loss_total` of the whole step.
-    ValueError for other shapes, or a KL term without a reference.
+    and mask are (N, T), advantages (N,); ValueError otherwise. For a part of a step, `total` is `loss_total` of it all.
     """
     if method.kl_coef and ref_logps is None:
         raise ValueError("a KL term needs the reference's log-probabilities, ref_logps")
-    shapes = [tuple(x.shape) for x in (logps, mask, old_logps, ref_logps, sampler_logps) if x is not None]
-    if logps.dim() != 2 or len(set(shapes)) > 1 or advantages.shape != logps.shape[:1]:
-        raise ValueError(
-            f"expected advantages of shape (N,) and the others of shape (N, T); got {tuple(advantages.shape)} and "
-            f"{', '.join(map(str, shapes))}"
-        )
+    check_shapes(advantages, logps=logps, mask=mask, old=old_logps, ref=ref_logps, sampler=sampler_logps)
     # What stands at padding must not matter, and 0 times minus infinity is not 0.
     logps, old_logps, ref_logps, sampler_logps = (
         None if x is None else x.masked_fill(mask == 0, 0.0) for x in (logps, old_logps, ref_logps, sampler_logps)
