@@ -1,13 +1,11 @@
 """Downloads that end in a whole file or in one clear sentence: problem sets, models and checkpoints.
 
 Problem sets come through `requests`; models come through `huggingface_hub`, which keeps them in the cache that
-all Hugging Face libraries share and honours HF_ENDPOINT, HF_HUB_OFFLINE and HF_HUB_CACHE. The hub's library
-compares sizes only, so the checksums are compared here.
+all Hugging Face libraries share and honours HF_ENDPOINT, HF_HUB_OFFLINE and HF_HUB_CACHE. Both libraries are
+imported where they are used: nothing is fetched by those who only read local files.
 """
 
 import errno
-import hashlib
-import math
 import os
 import sys
 import tempfile
@@ -15,12 +13,7 @@ import time
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
-
-import requests
-from urllib3.exceptions import NewConnectionError
-
-from .checkpoints import shard_files, weights_file
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -34,142 +27,106 @@ GRPO_FOLDERS = {
     "format_reward": "7_6_plus_format_reward/checkpoints",
 }
 _PASSING = (408, 429, 500, 502, 503, 504)  # statuses that may be gone a moment later
-_CHUNK = 1 << 13  # bytes; when a connection breaks, the chunk on its way is lost
+_MANY = 9  # retries: as many as there are
+_MEANINGS = (  # part of an error's name, in whichever library; what it means; the retries it is worth
+    ("OfflineMode", "HF_HUB_OFFLINE is set and the files are not in the cache", 0),
+    ("ReadTimeout", "the server did not answer in time", _MANY),
+    ("ProtocolError", "the transfer broke off", _MANY),
+    ("Connect", "no connection to the server", 1),  # most often there is no network at all
+)
 _LONGEST_WAIT = 30.0  # seconds, whatever a server asks for
-_CONNECT = 5.0  # seconds for a server to accept a connection
-_UNREACHED = 1  # retries where no server was reached: most often there is no network at all
-
-
-def say(text: str) -> None:
-    """One line on stderr, at once, so that a wait is never silent."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def wait_to_retry(what: str, reason: str, seconds: float) -> None:
-    """Say what failed and when it is tried again, and wait."""
-    say(f"{what}: {reason}; trying again in {seconds:g} s")
+    """Say on stderr what failed and when it is tried again, and wait."""
+    print(f"{what}: {reason}; trying again in {seconds:g} s", file=sys.stderr, flush=True)
     time.sleep(seconds)
+
+
+def explain(error: BaseException) -> tuple[str, int]:
+    """Why a download failed, in a few words, and how many retries that is worth."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
+        chain.append(cause)
+    for link in chain:
+        status = getattr(getattr(link, "response", None), "status_code", None)
+        if status in (401, 403, 404):
+            return f"the server answered {status}, so there is no such file, or it is not public", 0
+        if status is not None:
+            return f"the server answered {status}", _MANY if status in _PASSING else 0
+        if isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS):
+            return f"{link.strerror} ({link.filename})", 0
+    for part, meaning, retries in _MEANINGS:
+        if any(part in type(link).__name__ for link in chain):
+            return meaning, retries
+    return (str(error).strip() or type(error).__name__).splitlines()[0], _MANY
 
 
 # ------------------------------------------------------------------ plain files
 
 
-class _Interrupted(Exception):
-    """A download that is worth up to `retries` other tries, after `wait` seconds where the server said so."""
-
-    def __init__(self, reason: str, wait: float = 0.0, retries: float = math.inf):
-        super().__init__(reason)
-        self.wait, self.retries = wait, retries
-
-
 def download_first(
-    urls: Sequence[str],
-    check: Callable[[bytes], T],
-    what: str,
-    instead: str,
-    timeout: float = 30.0,
-    retries: int = 3,
-    wait: float = 1.0,
+    urls: Sequence[str], check: Callable[[bytes], T], what: str, instead: str, **download_options: Any
 ) -> T:
     """What `check` makes of the first address whose content arrives whole and passes it.
 
     `check` raises ValueError for content that is not what it should be. When no address serves, the ValueError
-    says why for each, and what to do `instead`.
+    says why for each, and what to do `instead`. `download_options` are those of `download_bytes`.
     """
     reasons = []
     for number, url in enumerate(urls, start=1):
         try:
-            return check(download_bytes(url, timeout, retries, wait))
+            return check(download_bytes(url, **download_options))
         except ValueError as error:
             reasons.append(f"{url}: {error}")
             if number < len(urls):
-                say(f"{reasons[-1]}; trying {urls[number]}")
+                print(f"{reasons[-1]}; trying {urls[number]}", file=sys.stderr, flush=True)
     raise ValueError(f"could not download {what} ({'; '.join(reasons)}); without a connection, {instead}")
 
 
 def download_bytes(url: str, timeout: float = 30.0, retries: int = 3, wait: float = 1.0) -> bytes:
     """The content behind an address, whole.
 
-    Retries up to `retries` times, after `wait`, 2 `wait`, 4 `wait`, ... seconds, when the connection breaks, when
-    `timeout` seconds pass without a byte, and when the server answers 408, 429 or 5xx, but only once when no server
-    is reached; each retry is announced on stderr. Continues where it broke off if the server can tell that the
-    content is still the same. Raises ValueError with the reason otherwise.
+    Begins again up to `retries` times, after `wait`, 2 `wait`, 4 `wait`, ... seconds or when the server asks to, when
+    the connection breaks, when `timeout` seconds pass without a byte, and when the server answers 408, 429 or 5xx,
+    but only once when no server is reached; says so on stderr each time. Raises ValueError with the reason otherwise.
     """
-    transfer = _Transfer(url, timeout)
-    for attempt in range(retries + 1):
-        try:
-            transfer.receive()
-            return bytes(transfer.content)
-        except _Interrupted as error:
-            interrupted = error
-        except requests.RequestException as error:  # an address that is none, too many redirects, ...
-            raise ValueError(_first_line(error)) from None
-        if attempt >= min(retries, interrupted.retries):
-            break
-        wait_to_retry(url, str(interrupted), max(wait * 2**attempt, min(interrupted.wait, _LONGEST_WAIT)))
-    raise ValueError(f"{interrupted}, {attempt + 1} times")
+    import requests
+    from requests.adapters import HTTPAdapter
+    from urllib3 import Retry
+    from urllib3.exceptions import MaxRetryError
 
+    tries = 1
 
-class _Transfer:
-    """One file on its way: what has arrived, and the server's mark of the version it belongs to."""
+    class Announced(Retry):
+        """urllib3's retries, each with a line that says why and when."""
 
-    def __init__(self, url: str, timeout: float):
-        self.url, self.timeout = url, timeout
-        self.content = bytearray()
-        self.version = ""
+        def sleep(self, response=None) -> None:
+            nonlocal tries
+            seconds, tries = wait * 2 ** (tries - 1), tries + 1
+            if response is not None and response.headers.get("Retry-After", "").isdigit():
+                seconds = max(seconds, min(int(response.headers["Retry-After"]), _LONGEST_WAIT))
+            last = self.history[-1]
+            wait_to_retry(url, f"the server answered {last.status}" if last.status else explain(last.error)[0], seconds)
 
-    def receive(self) -> None:
-        """Fetch what is still missing; raises _Interrupted when something is missing afterwards."""
-        headers = {"Accept-Encoding": "identity"}  # lengths and ranges then count the file's own bytes
-        if not self.version:
-            self.content.clear()
-        if self.content:
-            headers |= {"Range": f"bytes={len(self.content)}-", "If-Range": self.version}
-        try:
-            timeout = (min(self.timeout, _CONNECT), self.timeout)
-            with requests.get(self.url, headers=headers, stream=True, timeout=timeout) as response:
-                self._accept(response)
-                for chunk in response.iter_content(_CHUNK):
-                    self.content += chunk
-        except requests.exceptions.ChunkedEncodingError:
-            raise _Interrupted(f"the transfer broke off after {len(self.content)} bytes") from None
-        except requests.ReadTimeout:
-            raise _Interrupted("the server did not answer in time") from None
-        except requests.ConnectionError as error:
-            retries = _UNREACHED if _is_unreached(error) else math.inf
-            raise _Interrupted("no connection to the server", retries=retries) from None
-        if self.expected is not None and len(self.content) != self.expected:
-            raise _Interrupted(f"{len(self.content)} bytes arrived where {self.expected} were announced")
-
-    def _accept(self, response: requests.Response) -> None:
-        """Look at status and headers before the content is read."""
-        status, length = response.status_code, response.headers.get("Content-Length")
-        if status in _PASSING:
-            asked = response.headers.get("Retry-After", "")
-            raise _Interrupted(f"the server answered {status}", float(asked) if asked.isdigit() else 0.0)
-        if status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {len(self.content)}-"):
-            self.expected = int(length) + len(self.content) if length is not None else None
-            return
-        if status != 200:
-            self.version = ""  # whatever arrived so far is of no use; the next attempt starts over
-            if status in (206, 416):
-                raise _Interrupted(f"the server answered {status} with another range")
-            raise ValueError(f"the server answered {status}")
-        self.content.clear()
-        self.expected = int(length) if length is not None else None
-        mark = response.headers.get("ETag", "")
-        self.version = "" if mark.startswith("W/") else mark  # a weak mark does not promise the same bytes
-
-
-def _is_unreached(error: requests.ConnectionError) -> bool:
-    """Whether there never was a connection: an unknown name, a refusal, or no answer."""
-    cause = getattr(error.args[0], "reason", None) if error.args else None
-    return isinstance(error, requests.ConnectTimeout) or isinstance(cause, NewConnectionError)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    retry = Announced(retries, connect=min(retries, 1), status_forcelist=_PASSING, raise_on_status=False)
+    try:
+        while True:
+            with requests.Session() as session:
+                for scheme in ("http://", "https://"):
+                    session.mount(scheme, HTTPAdapter(max_retries=retry))
+                response = session.get(url, stream=True, timeout=(min(timeout, 5.0), timeout))
+                if response.status_code != 200:
+                    reason = f"the server answered {response.status_code}"
+                    break
+                try:
+                    return response.content
+                except requests.RequestException as error:  # urllib3 leaves broken contents to its callers
+                    retry = response.raw.retries.increment("GET", url, error=error.args[0])
+                retry.sleep()
+    except (requests.RequestException, MaxRetryError) as error:
+        reason, _ = explain(error)
+    raise ValueError(reason + (f", {tries} times" if tries > 1 else ""))
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -196,122 +153,37 @@ def write_atomically(path: str | Path, content: bytes) -> None:
 # ------------------------------------------------------------------ the Hugging Face hub
 
 
-def download_model(repo_id: str, cache_dir: str | Path | None = None, retries: int = 2, wait: float = 1.0) -> Path:
+def download_model(repo_id: str, cache_dir: str | Path | None = None) -> Path:
     """The directory of a hub model's files, from the shared cache, or else downloaded into it with a progress bar.
 
-    Every file is compared with its checksum each time (about a second for Qwen3-0.6B); one that differs is removed
-    and fetched once more. Raises ValueError when the model cannot be had whole.
+    What was downloaded is compared with the hub's checksums, once; what differs is removed and fetched again.
+    Raises ValueError when the model cannot be had whole.
     """
-    from huggingface_hub import snapshot_download  # not at the top: it takes a while, and tiny models need no hub
+    from huggingface_hub import snapshot_download
 
-    def fetch(local_files_only: bool) -> Path:
-        return Path(
-            snapshot_download(
-                repo_id, cache_dir=cache_dir, allow_patterns=list(MODEL_FILES), local_files_only=local_files_only
-            )
-        )
+    def look_up(**options: bool) -> Path:
+        return Path(snapshot_download(repo_id, cache_dir=cache_dir, allow_patterns=list(MODEL_FILES), **options))
 
-    instead = (
-        "copy the model's files from another machine into a folder and give that folder's path as the model, "
-        "or set HF_HUB_CACHE to a cache that has them"
-    )
+    def fetch() -> Path:
+        folder = look_up()
+        remove_damaged(repo_id, cache_dir=cache_dir)
+        return folder
+
     try:
-        folder = fetch(local_files_only=True)
-        if is_complete(folder) and not remove_damaged(folder):
+        folder = look_up(local_files_only=True)
+        if is_complete(folder):
             return folder
     except OSError:  # not in the cache, or not all of it
         pass
-    for _ in range(2):
-        folder = from_hub(lambda: fetch(local_files_only=False), repo_id, instead, retries, wait)
-        if not is_complete(folder):
-            raise ValueError(f"could not download {repo_id} whole: files are missing in {folder}; try again later")
-        damaged = remove_damaged(folder)
-        if not damaged:
-            return folder
-    raise ValueError(
-        f"{', '.join(damaged)} of {repo_id} arrived with a wrong checksum twice; "
-        "the damaged files were removed, try again later"
-    )
-
-
-def from_hub(call: Callable[[], T], what: str, instead: str, retries: int = 2, wait: float = 1.0) -> T:
-    """The result of a call to huggingface_hub, tried again after failures that pass; ValueError with one sentence."""
-    for attempt in range(retries + 1):
-        try:
-            return call()
-        except Exception as error:  # requests' or httpx's, depending on the library's version, among others
-            reason, worth = _hub_reason(error)
-            if attempt >= min(retries, worth):
-                raise ValueError(f"could not download {what}: {reason}; without a connection, {instead}") from error
-            wait_to_retry(what, reason, wait * 2**attempt)
-    raise AssertionError("unreachable")
-
-
-def _hub_reason(error: Exception) -> tuple[str, float]:
-    """Why a call to the hub failed, in a few words, and how many retries it is worth."""
-    chain: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in chain:
-        chain.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    for link in chain:
-        if type(link).__name__ == "OfflineModeIsEnabled":
-            return "HF_HUB_OFFLINE is set and the files are not in the cache", 0
-        status = getattr(getattr(link, "response", None), "status_code", None)
-        if status in (401, 403, 404):
-            return f"the server answered {status}, so there is no such file, or it is not public", 0
-        if status is not None:
-            return f"the server answered {status}", math.inf if status in _PASSING else 0
-    for link in chain:
-        if isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS):
-            return f"{link.strerror} ({link.filename})", 0
-    if any("Connect" in type(link).__name__ for link in chain):
-        return "no connection to the server", _UNREACHED
-    if any("Timeout" in type(link).__name__ for link in chain):
-        return "the server did not answer in time", math.inf
-    return _first_line(error), math.inf
-
-
-def is_complete(folder: Path) -> bool:
-    """Whether a model directory has its config, its tokenizer and all of its weights."""
-    try:
-        weights = weights_file(folder)
-        if weights.suffix == ".json":
-            shard_files(weights)
-    except ValueError:
-        return False
-    return all((folder / name).is_file() for name in ("config.json", "tokenizer.json"))
-
-
-def remove_damaged(folder: Path) -> list[str]:
-    """Remove the files of a cached snapshot whose content does not match their checksum; returns their names.
-
-    In the hub's cache each file is a link to one that is named by its checksum: SHA-256, or Git's own for small
-    files. Where the file system has no links, nothing is known about a file and it stays.
-    """
-    damaged = []
-    for file in sorted(path for path in folder.iterdir() if path.is_symlink()):
-        stored = file.parent / os.readlink(file)
-        if checksum(stored, stored.name) not in (stored.name, None):
-            damaged.append(file.name)
-            for path in {file, stored, stored.resolve()}:
-                path.unlink(missing_ok=True)
-    return damaged
-
-
-def checksum(path: Path, like: str) -> str | None:
-    """The checksum of a file in the form of `like`: 64 hex digits SHA-256, 40 Git's SHA-1 of a blob; else None."""
-    if not set(like) <= set("0123456789abcdef") or len(like) not in (40, 64) or not path.is_file():
-        return None
-    digest = hashlib.sha256() if len(like) == 64 else hashlib.sha1(f"blob {path.stat().st_size}\0".encode())
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
+    instead = "copy the model's files from another machine into a folder and give that folder's path as the model, "
+    folder = from_hub(fetch, repo_id, instead + "or set HF_HUB_CACHE to a cache that has them")
+    if not is_complete(folder):
+        raise ValueError(f"could not download {repo_id} whole: files are missing in {folder}; try again later")
+    return folder
 
 
 def download_qwen3_grpo_checkpoints(
-    grpo_type: str = "no_kl", step: str | int = "00050", out_dir: str | Path = ".", retries: int = 2, wait: float = 1.0
+    grpo_type: str = "no_kl", step: str | int = "00050", out_dir: str | Path = "."
 ) -> Path:
     """One of the checkpoints that the printed book's author published; returns its path in `out_dir`.
 
@@ -319,7 +191,7 @@ def download_qwen3_grpo_checkpoints(
     "format_reward" were trained from the reasoning model, the others from the base model. A file that is there
     already is kept. Raises ValueError for an unknown type, and when the download fails.
     """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub import hf_hub_download, hf_hub_url
 
     if grpo_type not in GRPO_FOLDERS:
         raise ValueError(f"unknown grpo_type {grpo_type!r}: known types are {', '.join(GRPO_FOLDERS)}")
@@ -334,15 +206,57 @@ def download_qwen3_grpo_checkpoints(
         return path
 
     def fetch() -> None:
-        expected = get_hf_file_metadata(hf_hub_url(GRPO_REPO, remote))
-        file = Path(hf_hub_download(GRPO_REPO, remote, revision=expected.commit_hash, local_dir=temporary))
-        if expected.etag and checksum(file, expected.etag) not in (expected.etag, None):
-            file.unlink()  # or else the next attempt would find it
-            raise OSError("the file arrived with a wrong checksum")
+        file = hf_hub_download(GRPO_REPO, remote, local_dir=temporary)
+        remove_damaged(GRPO_REPO, local_dir=temporary)
         os.replace(file, path)
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".download-", dir=path.parent) as temporary:
-        instead = f"put the file at {path} yourself, from {hf_hub_url(GRPO_REPO, remote)}"
-        from_hub(fetch, name, instead, retries, wait)
+        from_hub(fetch, name, f"put the file at {path} yourself, from {hf_hub_url(GRPO_REPO, remote)}")
     return path
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a model directory has its config, its tokenizer and all of its weights."""
+    from .checkpoints import shard_files, weights_file  # not at the top: problem sets need no torch
+
+    try:
+        weights = weights_file(folder)
+        if weights.suffix == ".json":
+            shard_files(weights)
+    except ValueError:
+        return False
+    return all((folder / name).is_file() for name in ("config.json", "tokenizer.json"))
+
+
+def remove_damaged(repo_id: str, **place: str | Path | None) -> None:
+    """Remove the files in `cache_dir` or `local_dir` that differ from the hub's checksums; OSError names them.
+
+    Before version 1.1 huggingface_hub cannot tell: it compares sizes only, as it downloads.
+    """
+    from huggingface_hub import HfApi
+
+    verify = getattr(HfApi(), "verify_repo_checksums", None)
+    found = verify(repo_id, **place) if verify else None
+    names = [mismatch["path"] for mismatch in found.mismatches] if found else []
+    for path in [found.verified_path / name for name in names]:
+        for file in {path, path.resolve()}:  # in the cache a link, and what it stands for
+            file.unlink(missing_ok=True)
+    if names:
+        raise OSError(f"{', '.join(names)} arrived with a wrong checksum")
+
+
+def from_hub(call: Callable[[], T], what: str, instead: str, retries: int = 2) -> T:
+    """The result of a call to huggingface_hub, tried again after failures that pass; ValueError with one sentence.
+
+    The library itself continues transfers that break off; its questions about a repository are asked only once.
+    """
+    for attempt in range(retries + 1):
+        try:
+            return call()
+        except Exception as error:  # requests' or httpx's, depending on the library's version, among others
+            reason, worth = explain(error)
+            if attempt >= min(retries, worth):
+                raise ValueError(f"could not download {what}: {reason}; without a connection, {instead}") from error
+            wait_to_retry(what, reason, 2.0**attempt)
+    raise AssertionError("unreachable")

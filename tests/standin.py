@@ -24,8 +24,7 @@ class Files:
     content: dict[str, bytes] = field(default_factory=dict)
     faults: dict[str, list] = field(default_factory=dict)
     everywhere: int | None = None  # a status for every request
-    etags: bool = True
-    ranges: bool = True
+    retry_after: str = "1"  # what it asks for with status 429
     log: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, Range header
     url: str = ""
 
@@ -66,7 +65,7 @@ class Handler(BaseHTTPRequestHandler):
         assert len(files.log) < MAX_REQUESTS
         fault = files.everywhere or (files.take_fault(path) if self.command == "GET" else None)
         if isinstance(fault, int):
-            self.send(fault, b"fault", {"Retry-After": "1"} if fault == 429 else {})
+            self.send(fault, b"fault", {"Retry-After": files.retry_after} if fault == 429 else {})
         elif path.startswith("/api/models/"):
             self.reply_api(files, path)
         elif path in files.content:
@@ -93,17 +92,15 @@ class Handler(BaseHTTPRequestHandler):
     def reply_file(self, files: Files, path: str, fault):
         body = files.content[path]
         large = path.endswith((".safetensors", ".pth"))
-        headers = {"X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-        if files.etags:
-            headers["ETag"] = f'"{sha256(body) if large else git_sha(body)}"'
+        etag = f'"{sha256(body) if large else git_sha(body)}"'
+        headers = {"X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes", "ETag": etag}
         if large:
-            headers |= {"X-Linked-ETag": headers.get("ETag", ""), "X-Linked-Size": str(len(body))}
+            headers |= {"X-Linked-ETag": etag, "X-Linked-Size": str(len(body))}
         if fault == "corrupt":
             body = bytes([body[0] ^ 1]) + body[1:-1] + bytes([body[-1] ^ 1])
         status = 200
         ranged = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
-        condition = self.headers.get("If-Range")
-        if ranged and files.ranges and condition in (None, headers.get("ETag")):
+        if ranged:
             start = int(ranged[1])
             headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
             status, body = 206, body[start:]
