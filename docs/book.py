@@ -81,8 +81,6 @@ def page(path: Path) -> nbformat.NotebookNode:
             tag(cell, "remove-cell")
         if "solution" in cell.metadata.get("tags", []):
             tag(cell, "hide-input", code_prompt_show="Show the solution")
-        if re.match(r"show\(\s*diagrams\.", cell.source):
-            tag(cell, "hide-input", code_prompt_show="Show the code of this figure")
         cell.outputs = [out for out in cell.outputs if out.output_type != "stream" or out.text.strip()]
         cell.outputs.sort(key=lambda out: out.get("name") != "stderr")  # a progress bar above what came after it
     notebook.cells = [part for cell in notebook.cells for part in one_figure_each(cell)]
