@@ -78,7 +78,8 @@ def page(path: Path) -> nbformat.NotebookNode:
     first.source = first.source.replace(match[0], launch)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = practice_as_download(cell.source, path.parent)
+            cell.source = practice_as_download(cell.source, path.parent).replace("](attachment:", "](figures/")
+            cell.pop("attachments", None)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     tag(code[0], "hide-input", code_prompt_show="Show the set-up for Colab")
     for cell in code:
@@ -86,8 +87,6 @@ def page(path: Path) -> nbformat.NotebookNode:
             tag(cell, "remove-cell")
         if "solution" in cell.metadata.get("tags", []):
             tag(cell, "hide-input", code_prompt_show="Show the solution")
-        if re.match(r"show\(\s*diagrams\.", cell.source):
-            tag(cell, "hide-input", code_prompt_show="Show the code of this figure")
         cell.outputs = [out for out in cell.outputs if out.output_type != "stream" or out.text.strip()]
         cell.outputs.sort(key=lambda out: out.get("name") != "stderr")  # a progress bar above what came after it
     notebook.cells = [part for cell in notebook.cells for part in one_figure_each(cell)]
@@ -153,6 +152,10 @@ def gather(source: Path) -> None:
         place = source / "notebooks" / path.relative_to(ROOT)
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, place)
+    for figure in ROOT.glob("*/figures/*.svg"):  # which the notebooks themselves have in their cells
+        place = source / figure.relative_to(ROOT)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(figure, place)
     for path in [ROOT / "README.md", *pages()]:  # what they link to: pictures and tables
         for link in LOCAL_LINK.findall(path.read_text(encoding="utf-8")):
             target = (path.parent / link).resolve()

@@ -14,9 +14,6 @@ import pytest
 from browser import in_chromium, needs_chromium
 from notebooks import ROOT, all_notebooks
 
-from rfs_utils import diagrams
-from rfs_utils.plots import SCREEN_DPI
-
 sys.path.insert(0, str(ROOT / "docs"))
 import book
 
@@ -156,19 +153,16 @@ def test_nothing_is_loaded_from_another_host(site, pages):
 
 def test_every_figure_of_the_notebooks_is_there_with_its_alt_text(site, pages):
     for path in PAGES:
-        outputs = [out for cell in nbformat.read(path, 4).cells for out in cell.get("outputs", [])]
-        texts = [out.metadata["image/png"]["alt"] for out in outputs if "image/png" in out.get("data", {})]
+        texts = []
+        for cell in nbformat.read(path, 4).cells:
+            if cell.cell_type == "markdown":
+                texts += re.findall(r"!\[([^]]+)\]\(attachment:", cell.source)
+            outputs = [out for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]
+            texts += [out.metadata["image/png"]["alt"] for out in outputs]
         shown = [image.get("alt", "") for image in pages[html(site, path)].find("img")]
         assert [" ".join(alt.split()) for alt in shown] == [" ".join(alt.split()) for alt in texts], path
     images = [image for page in pages.values() for image in page.find("img")]
     assert len(images) > 10 and all(image.get("alt", "").strip() for image in images)
-
-
-def test_the_style_for_phones_knows_how_wide_diagrams_are(site):
-    width = f"{diagrams.WIDTH * SCREEN_DPI:.0f}px"
-    style = (site / "_static" / "book.css").read_text(encoding="utf-8")
-    assert style.count(f'img[style*="{width}"]') == 3
-    assert f'style="width: {width};"' in html(site, ROOT / "ch06" / "ch06.ipynb").read_text(encoding="utf-8")
 
 
 def test_formulas_are_markup_and_not_source(site, pages):

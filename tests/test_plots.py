@@ -1,33 +1,17 @@
-"""Figures: what the curves plot, what notebooks store of them, and that no diagram's text collides.
-
-The layout of a diagram is checked where a reader would look: every text lies on the page, either
-wholly inside a box or wholly outside of it, and neither another text nor an arrow crosses it.
-"""
+"""Curves: what they plot, and what notebooks store of them."""
 
 import base64
-import inspect
 import io
 import sys
-from itertools import combinations, pairwise
 
 import matplotlib
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch
-from matplotlib.transforms import Bbox
 
-from rfs_utils import diagrams, plots
+from rfs_utils import plots
 
-DIAGRAMS = [
-    diagrams.training_stages,
-    diagrams.rlhf_and_rlvr,
-    diagrams.grpo_stages,
-    diagrams.group_data_flow,
-    diagrams.response_mask,
-    diagrams.chef_analogy,
-]
 ROWS = [
     {
         "step": step,
@@ -269,101 +253,3 @@ def test_save_figure_keeps_the_old_file_when_drawing_fails(tmp_path):
     with pytest.raises(ValueError):
         plots.save_figure(fig, path)
     assert [p.name for p in tmp_path.iterdir()] == ["run.png"] and path.read_text() == "old"
-
-
-# --- diagrams -------------------------------------------------------------------------------------
-
-
-def test_every_diagram_is_listed_here():
-    drawn = [
-        function
-        for name, function in inspect.getmembers(diagrams, inspect.isfunction)
-        if inspect.signature(function).return_annotation is Figure
-    ]
-    assert set(drawn) == set(DIAGRAMS)
-
-
-@pytest.fixture(params=DIAGRAMS, ids=lambda function: function.__name__)
-def page(request):
-    """A drawn diagram: the figure, its axes, and the texts with the pixels they cover."""
-    fig = request.param()
-    renderer = FigureCanvasAgg(fig).get_renderer()
-    fig.draw(renderer)
-    (ax,) = fig.axes
-    texts = [(t, t.get_window_extent(renderer)) for t in ax.texts if t.get_text().strip()]
-    return fig, ax, texts
-
-
-def overlap(a, b, slack=1.0):
-    """Whether two boxes share more than `slack` pixels in both directions."""
-    width = min(a.x1, b.x1) - max(a.x0, b.x0)
-    height = min(a.y1, b.y1) - max(a.y0, b.y0)
-    return width > slack and height > slack
-
-
-def within(a, b):
-    return a.x0 >= b.x0 and a.x1 <= b.x1 and a.y0 >= b.y0 and a.y1 <= b.y1
-
-
-def test_diagram_renders_to_a_png_with_content(page):
-    fig, _, _ = page
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=100)
-    buffer.seek(0)
-    pixels = matplotlib.image.imread(buffer)[..., :3].mean(axis=2)
-    assert fig.get_figwidth() == 9 and pixels.shape == (round(fig.get_figheight() * 100), 900)
-    assert (pixels < 0.5).mean() > 0.01 and pixels[0].min() == pixels[-1].min() == 1
-
-
-def test_diagram_text_is_large_enough_and_on_the_page(page):
-    fig, _, texts = page
-    assert len(texts) > 10
-    for text, extent in texts:
-        assert text.get_fontsize() >= 12
-        assert within(extent, fig.bbox), f"{text.get_text()!r} leaves the page"
-
-
-def test_diagram_texts_do_not_overlap(page):
-    _, _, texts = page
-    for (text, extent), (other, other_extent) in combinations(texts, 2):
-        assert not overlap(extent, other_extent), f"{text.get_text()!r} on {other.get_text()!r}"
-
-
-def test_diagram_text_fits_its_box_and_keeps_out_of_others(page):
-    _, ax, texts = page
-    for patch in ax.patches:
-        if isinstance(patch, FancyArrowPatch):
-            continue
-        frame = ax.transData.transform_bbox(
-            patch.get_path().get_extents(patch.get_patch_transform())
-        )
-        for text, extent in texts:
-            fits = not overlap(extent, frame) or within(extent, frame)
-            assert fits, f"{text.get_text()!r} crosses the edge of a box"
-
-
-def test_diagram_lines_do_not_cross_texts(page):
-    _, ax, texts = page
-    segments = [pair for line in ax.lines for pair in pairwise(line.get_xydata())]
-    arrows = [patch for patch in ax.patches if isinstance(patch, FancyArrowPatch)]
-    segments += [pair for a in arrows for pair in pairwise(a.get_path().vertices[:3])]  # the shaft
-    for start, end in segments:
-        steps = [(i / 50, 1 - i / 50) for i in range(51)]
-        points = [(a * start[0] + b * end[0], a * start[1] + b * end[1]) for a, b in steps]
-        for x, y in ax.transData.transform(points):
-            dot = Bbox([[x - 2, y - 2], [x + 2, y + 2]])
-            for text, extent in texts:
-                assert not overlap(extent, dot), f"a line crosses {text.get_text()!r}"
-
-
-def test_data_flow_shows_the_advantages_and_the_loss_of_its_rewards():
-    rewards, logprobs = [1, 1, 0, 0], [-6.0, -8.0, -3.5, -4.5]
-    mean = sum(rewards) / 4
-    std = (sum((r - mean) ** 2 for r in rewards) / 3) ** 0.5  # n - 1, as torch.std
-    advantages = [(r - mean) / std for r in rewards]
-    loss = -sum(a * x for a, x in zip(advantages, logprobs, strict=True)) / 4
-    texts = diagrams.group_data_flow().axes[0].texts
-    shown = [text.get_text().replace("\N{MINUS SIGN}", "-") for text in texts]
-    assert [s for s in shown if s.endswith("0.87")] == [f"{a:+.2f}" for a in advantages]
-    assert {"-6.0  -8.0", "-3.5  -4.5"} <= set(shown)
-    assert f"scalar: {loss:.2f}" in shown
