@@ -1,22 +1,27 @@
 """The book as a static site that needs no network: `python docs/book.py [FOLDER]`, build/book by default.
 
-Pages show the notebooks' stored outputs; nothing is executed. This script puts what the site is made of into a folder
-of sources beside the result, and Sphinx (docs/conf.py) turns it into pages. Warnings are errors.
+Pages show the notebooks' stored outputs; nothing is executed. This script puts what the site is made of into a
+temporary folder, and Sphinx (docs/conf.py) turns it into pages. Warnings are errors.
 """
 
+import glob
 import re
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import nbformat
 from sphinx.cmd.build import main as sphinx_build
+
+from rfs_utils.folders import new_folder, others
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 sys.path.insert(0, str(ROOT / "tests"))
 from notebooks import all_notebooks  # noqa: E402
 
+MADE = ".files-of-the-book"  # in the site: what it consists of
 BADGE = re.compile(r"\[!\[Run in Colab\]\([^)]*\)\]\((?P<colab>[^)]*)\)\n· (?P<needs>.*)")
 MINUTES = re.compile(r"CPU cores: about (\d+ minutes?)")
 PRACTICE_LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+_practice\.ipynb)\)")
@@ -158,19 +163,29 @@ def gather(source: Path) -> None:
 
 
 def build(out: Path) -> int:
-    """Make the site in the folder `out`; 0 when there was no warning."""
-    source = out.with_name(f"{out.name}-source")
-    for folder in (source, out):
-        shutil.rmtree(folder, ignore_errors=True)
-    source.mkdir(parents=True)
-    gather(source)
-    cache = source / ".doctrees"
-    return sphinx_build(["-q", "-W", "--keep-going", "-c", str(DOCS), "-d", str(cache), str(source), str(out)])
+    """Make the site in the folder `out`; 0 when there was no warning.
+
+    An older site there is replaced, other files stay. ValueError when `out` holds something and no site of ours.
+    """
+    listed = out / MADE
+    if out.exists() and not listed.is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} holds something that is not this book; choose another folder, or empty it")
+    own = [MADE, *map(glob.escape, listed.read_text(encoding="utf-8").splitlines())] if listed.is_file() else []
+    with tempfile.TemporaryDirectory() as folder, new_folder(out, own) as site:
+        source, cache = Path(folder) / "source", Path(folder) / "doctrees"
+        source.mkdir()
+        gather(source)
+        code = sphinx_build(["-q", "-W", "--keep-going", "-c", str(DOCS), "-d", str(cache), str(source), str(site)])
+        (site / MADE).write_text("".join(f"{path}\n" for path in others(site, ())), encoding="utf-8")
+    return code
 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "build" / "book").resolve()
-    code = build(folder)
+    try:
+        code = build(folder)
+    except ValueError as error:
+        sys.exit(f"book: {error}")
     if code == 0:
         print(f"The book's front page is {folder / 'index.html'}")
     sys.exit(code)

@@ -41,6 +41,7 @@ class CharacterLevelTokenizer:
         self.pad_token, self.eos_token = PAD, EOS
         self.pad_token_id, self.eos_token_id = self.token_to_id[PAD], self.token_to_id[EOS]
         self.apply_chat_template = False
+        self.shows_end = True  # the [EOS] of a response is part of its text here: rewards ask for it
 
     def encode(self, text: str) -> list[int]:
         """Token ids; blanks are left out. ValueError for any other character that is not in the vocabulary."""

@@ -2,7 +2,7 @@
 
 from .data import render_prompt
 from .qwen3 import Qwen3Model
-from .tokenizer import Qwen3Tokenizer
+from .tokenizer import Qwen3Tokenizer, stop_ids
 
 CARD = """---
 library_name: transformers
@@ -54,7 +54,7 @@ def export_card(name: str, source: str, model: Qwen3Model, tokenizer: Qwen3Token
         weights=sum(weight.numel() for weight in model.parameters()),
         form=CHAT if chat else PLAIN,
         prompt=render_prompt("PROBLEM"),
-        eos=tokenizer.eos_token,
+        eos="` or `".join(filter(None, map(tokenizer.backend.id_to_token, stop_ids(tokenizer)))),
         before=before,
         after=after,
         chat=CHAT_LINES if chat else "",

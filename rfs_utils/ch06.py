@@ -16,13 +16,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from .checkpoints import plain_names
 from .csv_log import append_rows, read_rows
 from .data import render_prompt
 from .decode import decoder
 from .grading import extract_final_candidate, grade_answer
 from .qwen3 import KVCache, Qwen3Model
-from .sampling import check_group, check_sampling, choose_token, top_p_filter
-from .tokenizer import Qwen3Tokenizer
+from .sampling import Stops, check_group, check_sampling, choose_token, is_end, top_p_filter
+from .tokenizer import Qwen3Tokenizer, encode_prompts, response_text, stop_ids
 
 # %% ../ch06/ch06.ipynb #6bf4f045
 def sample_tokens(
@@ -30,8 +31,8 @@ def sample_tokens(
     logits: torch.Tensor,
     cache: KVCache,
     max_new_tokens: int,
-    eos_token_id: int | None,
-    temperature: float = 1.0,
+    eos_token_id: Stops,
+    temperature: float | None = 1.0,
     top_p: float | None = None,
     uniform: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -39,7 +40,8 @@ def sample_tokens(
 
     `logits`, (rows, vocab_size), predict the first new token. Returns the tokens and their log-probabilities as
     sampled, both (rows, longest response) with zeros after a row's end, and the lengths, (rows,), which count the
-    end-of-sequence token. `uniform`, (rows, max_new_tokens), decides the draws. Defined in ch06, 6.5.
+    end-of-sequence token; `eos_token_id` can be several. `uniform`, (rows, max_new_tokens), decides the draws.
+    Defined in ch06, 6.5.
     """
     rows, device = logits.shape[0], logits.device
     if uniform is None:
@@ -52,7 +54,7 @@ def sample_tokens(
         for t in range(max_new_tokens):
             new, logps[active, t] = choose_token(logits, temperature, top_p, uniform[active, t])
             tokens[active, t] = new
-            ended = new == (-1 if eos_token_id is None else eos_token_id)
+            ended = is_end(new, eos_token_id)
             if ended.any():
                 lengths[active[ended]] = t + 1
                 active, new = active[~ended], new[~ended]
@@ -73,7 +75,7 @@ class Rollouts:
     num_pad: torch.Tensor | None  # (N,) number of padding positions, or None where no row has any
     tokens: torch.Tensor  # (N, T) responses, padded on the right
     lengths: torch.Tensor  # (N,) response lengths, the end-of-sequence token included
-    texts: list[str]  # N decoded responses
+    texts: list[str]  # N decoded responses, without the end-of-sequence token
     logps: torch.Tensor | None = None  # (N, T) log-probabilities as sampled, 0 at padding
 
     @property
@@ -91,13 +93,13 @@ def sample_batch(
     device: torch.device | str,
     num_rollouts: int = 1,
     max_new_tokens: int = 512,
-    temperature: float = 0.8,
+    temperature: float | None = 0.8,
     top_p: float | None = 0.9,
     uniform: torch.Tensor | None = None,
 ) -> Rollouts:
     """`num_rollouts` responses to every prompt, each prompt read only once. Defined in ch06, 6.5."""
     check_sampling(max_new_tokens, temperature, top_p)
-    encoded = [tokenizer.encode(prompt) for prompt in prompts]
+    encoded = encode_prompts(tokenizer, prompts)
     width = max(len(ids) for ids in encoded)
     num_pad = torch.tensor([width - len(ids) for ids in encoded], device=device)
     prompt_ids = torch.tensor(
@@ -110,14 +112,14 @@ def sample_batch(
     cache.repeat(num_rollouts)
     tokens, logps, lengths = sample_tokens(
         decoder(model), logits.repeat_interleave(num_rollouts, dim=0), cache,
-        max_new_tokens, tokenizer.eos_token_id, temperature, top_p, uniform,
+        max_new_tokens, stop_ids(tokenizer), temperature, top_p, uniform,
     )  # fmt: skip
     return Rollouts(
         prompt_ids=prompt_ids.repeat_interleave(num_rollouts, dim=0),
         num_pad=None if num_pad is None else num_pad.repeat_interleave(num_rollouts, dim=0),
         tokens=tokens,
         lengths=lengths,
-        texts=[tokenizer.decode(row[:n]) for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True)],
+        texts=[response_text(tokenizer, row[:n]) for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True)],
         logps=logps,
     )
 
@@ -128,12 +130,12 @@ def sample_response(
     prompt: str,
     device: torch.device | str,
     max_new_tokens: int = 512,
-    temperature: float = 0.8,
+    temperature: float | None = 0.8,
     top_p: float | None = 0.9,
 ) -> tuple[torch.Tensor, int, str]:
     """One sampled response: prompt and response ids, (tokens,); the prompt's length; the response's text.
 
-    Defined in ch06, 6.5.
+    The ids hold the end-of-sequence token, the text does not. Defined in ch06, 6.5.
     """
     one = sample_batch(model, tokenizer, [prompt], device, 1, max_new_tokens, temperature, top_p)
     full_token_ids = torch.cat([one.prompt_ids[0], one.tokens[0]])
@@ -169,8 +171,10 @@ def group_mean_and_std(rewards: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
 def sequence_logprob(model: Qwen3Model, token_ids: torch.Tensor, prompt_len: int) -> torch.Tensor:
     """Summed log-probability, a scalar, of the tokens after the prompt in ids of shape (tokens,).
 
-    Defined in ch06, 6.8.
+    Raises ValueError without a prompt, as nothing then predicts the first token. Defined in ch06, 6.8.
     """
+    if prompt_len < 1:
+        raise ValueError(f"prompt_len must be at least 1, got {prompt_len}")
     logits = model(token_ids[None])[0].float()
     logprobs = torch.log_softmax(logits[:-1], dim=-1)
     selected = logprobs.gather(1, token_ids[1:, None]).squeeze(1)
@@ -178,13 +182,13 @@ def sequence_logprob(model: Qwen3Model, token_ids: torch.Tensor, prompt_len: int
 
 # %% ../ch06/ch06.ipynb #269babfe
 def token_logprobs(
-    logits: torch.Tensor, tokens: torch.Tensor, temperature: float = 1.0, top_p: float | None = None
+    logits: torch.Tensor, tokens: torch.Tensor, temperature: float | None = 1.0, top_p: float | None = None
 ) -> torch.Tensor:
     """Log-probability of each token, (..., T), under logits, (..., T, vocab_size), as sampling drew it.
 
     Defined in ch06, 6.8.
     """
-    logits = logits.float() / temperature
+    logits = logits.float() / (1.0 if temperature is None else temperature)
     chosen = logits.gather(-1, tokens[..., None])
     if top_p is not None and top_p < 1:
         with torch.no_grad():  # which tokens were allowed is not differentiated
@@ -195,7 +199,7 @@ def token_logprobs(
 
 # %% ../ch06/ch06.ipynb #eda245ef
 def response_logprobs(
-    model: Qwen3Model, rollouts: Rollouts, temperature: float = 1.0, top_p: float | None = None
+    model: Qwen3Model, rollouts: Rollouts, temperature: float | None = 1.0, top_p: float | None = None
 ) -> torch.Tensor:
     """Log-probabilities of all response tokens, (N, T), with gradient; use `rollouts.mask` for the padding.
 
@@ -228,7 +232,7 @@ def compute_grpo_loss(
     device: torch.device | str,
     num_rollouts: int = 2,
     max_new_tokens: int = 256,
-    temperature: float = 0.8,
+    temperature: float | None = 0.8,
     top_p: float | None = 0.9,
 ) -> dict:
     """One group of rollouts for a problem, rewarded, compared and scored; `loss_tensor` carries the gradient.
@@ -282,7 +286,7 @@ def save_checkpoint(model: Qwen3Model, checkpoint_dir: str | Path, step: int, su
     checkpoint_dir.mkdir(parents=True, exist_ok=True)
     ckpt_path = checkpoint_dir / f"rlvr-grpo-step{step:05d}{'-' + suffix if suffix else ''}.safetensors"
     temporary = ckpt_path.with_name(f".{ckpt_path.name}.tmp")
-    save_file({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}, temporary)
+    save_file({name: t.detach().cpu().contiguous() for name, t in plain_names(model.state_dict()).items()}, temporary)
     os.replace(temporary, ckpt_path)
     return ckpt_path
 
@@ -345,7 +349,7 @@ def train_rlvr_grpo(
     steps: int | None = None,
     num_rollouts: int = 2,
     max_new_tokens: int = 256,
-    temperature: float = 0.8,
+    temperature: float | None = 0.8,
     top_p: float | None = 0.9,
     lr: float = 1e-5,
     checkpoint_every: int | None = 50,

@@ -1,6 +1,6 @@
 """Weights on disk: safetensors files, whole or in shards, and `.pth` state dicts.
 
-Names are Hugging Face's or the printed book's.
+Names are Hugging Face's or the printed book's, with or without the parts that torch's wrappers of a model put in.
 """
 
 import json
@@ -34,12 +34,38 @@ _HF_LAYER_NAMES = {
     "norm1.scale": "input_layernorm.weight",
     "norm2.scale": "post_attention_layernorm.weight",
 }
+# What torch.compile, DataParallel and its distributed kin, FSDP and activation checkpointing put into names.
+_WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _INDEX = "model.safetensors.index.json"
 _HEAD, _EMBEDDING = "out_head.weight", "tok_emb.weight"
 
 
+def plain_names(state: dict) -> dict:
+    """A state dict with the names that the model has without torch's wrappers: "_orig_mod.x" and "module.x" are "x".
+
+    Raises ValueError when two names become the same one.
+    """
+    plain = {}
+    for name, tensor in state.items():
+        short = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+        if short in plain:
+            raise ValueError(f"the weight {short} is there twice, under names such as {name}")
+        plain[short] = tensor
+    return plain
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside torch's wrappers; one without a wrapper is returned as it is."""
+    while True:
+        inner = next((child for name, child in model.named_children() if name in _WRAPPERS), None)
+        if inner is None:
+            return model
+        model = inner
+
+
 def from_hf_names(state: dict) -> dict:
     """A state dict with our names; names that are ours already stay."""
+    state = plain_names(state)
     ours = {theirs: mine for mine, theirs in _HF_NAMES.items()}
     layer = {theirs: mine for mine, theirs in _HF_LAYER_NAMES.items()}
     renamed = {}
@@ -54,7 +80,7 @@ def from_hf_names(state: dict) -> dict:
 def to_hf_names(state: dict) -> dict:
     """A state dict with Hugging Face's names."""
     renamed = {}
-    for name, tensor in state.items():
+    for name, tensor in plain_names(state).items():
         if name.startswith("trf_blocks."):
             _, index, rest = name.split(".", 2)
             name = f"model.layers.{index}.{_HF_LAYER_NAMES[rest]}"
@@ -161,12 +187,12 @@ def load_weights(model: Qwen3Model, path: str | Path) -> None:
     Raises ValueError when the file is missing, damaged, or belongs to a model of another shape; the model is
     left as it was in that case.
     """
-    stored = open_checkpoint(path)
+    model, stored = unwrapped(model), open_checkpoint(path)
     tied = shares_head(stored)
     check_fit(model, stored, tied, path)
     set_head(model, tied)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in plain_names(dict(model.named_parameters())).items():
             parameter.copy_(stored[name].read())
 
 
@@ -181,7 +207,8 @@ def shares_head(stored: dict[str, StoredTensor]) -> bool:
 
 def check_fit(model: Qwen3Model, stored: dict[str, StoredTensor], tied: bool, path: str | Path) -> None:
     """ValueError unless names and shapes are the model's; `tied` says whether the head is the embedding."""
-    expected = {name: tuple(p.shape) for name, p in model.named_parameters() if name != _HEAD}
+    parameters = plain_names(dict(model.named_parameters()))
+    expected = {name: tuple(p.shape) for name, p in parameters.items() if name != _HEAD}
     found = {name: tensor.shape for name, tensor in stored.items()}
     if tied:
         found.pop(_HEAD, None)

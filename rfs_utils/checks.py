@@ -117,7 +117,7 @@ def check_partial_reward_rlvr(function: Callable) -> Callable:
     cases = [
         Case((r" \boxed{18}", "18"), 1.0),
         Case((r" \boxed{81}", "18"), 0.0),
-        Case((" The answer is 18.<|endoftext|>", "18"), 0.5, "the number is right but stands in no box"),
+        Case((" The answer is 18.", "18"), 0.5, "the number is right but stands in no box"),
         Case((" The answer is 81.", "18"), 0.0),
         Case((r"June:12+6=18" + "\n" + r"\boxed{17}", "18"), 0.0, "where there is a box, it alone decides"),
         Case((r"\boxed{17}, no, it is 18", "18"), 0.0, "where there is a box, it alone decides"),
@@ -183,13 +183,13 @@ def check_solution_length(function: Callable) -> Callable:
 def check_reward_worked_thought(function: Callable) -> Callable:
     """Exercise 7.1."""
     cases = [
-        Case(("<think>\nMay:7+5=12\n</think>\n\n\\boxed{12}<|endoftext|>",), 1.0),
+        Case(("<think>\nMay:7+5=12\n</think>\n\n\\boxed{12}",), 1.0),
         Case(("<think>12-5=7</think>7",), 1.0, "subtractions are calculations, too"),
-        Case(("<think>\n</think>\n\n\\boxed{12}<|endoftext|>",), 0.0, "the thought is empty"),
+        Case(("<think>\n</think>\n\n\\boxed{12}",), 0.0, "the thought is empty"),
         Case(("<think>hmm, 12</think>\\boxed{12}",), 0.0, "the thought calculates nothing"),
         Case(("<think>hmm</think>7+5=12",), 0.0, "the calculation stands after the thought"),
         Case((" May:7+5=12\n\\boxed{12}",), 0.0, "there is no thought"),
-        Case(("<think>7+5=12</think><|endoftext|>",), 0.0, "no answer follows the thought"),
+        Case(("<think>7+5=12</think>",), 0.0, "no answer follows the thought"),
     ]
     return check_function(function, "reward_worked_thought", "ex07", cases)
 

@@ -24,7 +24,10 @@ from .checkpoints import shard_files, weights_file
 
 T = TypeVar("T")
 
-MODEL_FILES = ("config.json", "generation_config.json", "tokenizer*.json", "*.safetensors", "*.safetensors.index.json")
+MODEL_FILES = (
+    "config.json", "generation_config.json", "tokenizer*.json", "chat_template.*", "*.safetensors",
+    "*.safetensors.index.json",
+)  # fmt: skip
 GRPO_REPO = "rasbt/qwen3-from-scratch-grpo-checkpoints"
 GRPO_FOLDERS = {
     "no_kl": "grpo_original_no_kl",

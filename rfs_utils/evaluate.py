@@ -18,8 +18,8 @@ from .ch06 import reward_rlvr, sample_batch
 from .data import render_prompt
 from .grading import extract_final_candidate, grade_answer
 from .qwen3 import Qwen3Model
-from .sampling import check_sampling
-from .tokenizer import Qwen3Tokenizer
+from .sampling import check_sampling, has_ended
+from .tokenizer import Qwen3Tokenizer, encode_prompts, stop_ids
 
 Answer = tuple[int, int]  # index of a problem, number of the sample
 
@@ -28,8 +28,8 @@ Answer = tuple[int, int]  # index of a problem, number of the sample
 class Evaluation:
     """Graded answers, one record for each sample of each problem, in the problems' order.
 
-    A record has the keys unique_id, sample, level, type, answer (the expected one), response, tokens, correct (0 or 1)
-    and truncated (whether the response ran into max_new_tokens).
+    A record has the keys unique_id, sample, level, type, answer (the expected one), response (without the end token),
+    tokens (with it), correct (0 or 1) and truncated (whether the response ran into max_new_tokens).
     """
 
     records: list[dict]
@@ -70,12 +70,12 @@ def evaluate_model(
     problems: Sequence[dict],
     device: torch.device | str = "cpu",
     max_new_tokens: int = 512,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
+    temperature: float | None = 0.0,
+    top_p: float | None = 1.0,
     batch_size: int = 128,
     progress: bool = False,
 ) -> Evaluation:
-    """Answer every problem once, greedily by default, and grade it with the reward of chapter 6.
+    """Answer every problem once, greedily by default or without a temperature, and grade it with chapter 6's reward.
 
     Problems of similar length share a batch.
     """
@@ -97,8 +97,8 @@ def answer_batches(
     problems: Sequence[dict],
     device: torch.device | str,
     max_new_tokens: int,
-    temperature: float,
-    top_p: float,
+    temperature: float | None,
+    top_p: float | None,
     batch_size: int,
     num_samples: int = 1,
     seed: int | None = None,
@@ -111,8 +111,9 @@ def answer_batches(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    temperature = temperature or 0.0
     prompts = [render_prompt(problem["problem"]) for problem in problems]
-    widths = [len(tokenizer.encode(prompt)) for prompt in prompts]
+    widths = [len(ids) for ids in encode_prompts(tokenizer, prompts)]
     order = sorted(range(len(prompts)), key=widths.__getitem__)
     at_once = min(num_samples, batch_size)  # samples of one problem in a batch
     step = batch_size // at_once
@@ -130,14 +131,14 @@ def answer_batches(
                 model, tokenizer, [prompts[i] for i in rows], device, len(samples), max_new_tokens, temperature, top_p
             )
             answers = [(i, sample) for i in rows for sample in samples]
-            graded = _grade(answers, rollouts, problems, tokenizer.eos_token_id)
+            graded = _grade(answers, rollouts, problems, stop_ids(tokenizer))
             yield {answer: record for answer, record in graded.items() if answer not in done}
 
 
-def _grade(answers: list[Answer], rollouts, problems: Sequence[dict], eos_token_id: int) -> dict[Answer, dict]:
+def _grade(answers: list[Answer], rollouts, problems: Sequence[dict], stops: tuple[int, ...]) -> dict[Answer, dict]:
     graded = {}
     lengths = rollouts.lengths.tolist()
-    last = rollouts.tokens.gather(1, rollouts.lengths[:, None] - 1).squeeze(1).tolist()
+    ended = has_ended(rollouts.tokens, rollouts.lengths, stops).tolist()
     for row, (index, sample) in enumerate(answers):
         problem, text = problems[index], rollouts.texts[row]
         level = problem.get("level", "")
@@ -150,7 +151,7 @@ def _grade(answers: list[Answer], rollouts, problems: Sequence[dict], eos_token_
             "response": text,
             "tokens": lengths[row],
             "correct": int(reward_rlvr(text, problem["answer"])),
-            "truncated": last[row] != eos_token_id,
+            "truncated": not ended[row],
         }
     return graded
 
@@ -165,8 +166,8 @@ def evaluate_to_file(
     path: str | Path,
     device: torch.device | str = "cpu",
     max_new_tokens: int | None = None,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
+    temperature: float | None = 0.0,
+    top_p: float | None = 1.0,
     num_samples: int = 1,
     seed: int = 0,
     batch_size: int = 16,
@@ -180,6 +181,7 @@ def evaluate_to_file(
     line is dropped if it was cut short. Raises ValueError when the file is something else, or was made with other
     weights, problems or settings, and when a response of `max_new_tokens` would not fit the model's context.
     """
+    temperature, top_p = temperature or 0.0, 1.0 if top_p is None else top_p
     if num_samples < 1 or num_samples > 1 and temperature == 0:
         raise ValueError(
             "the number of samples must be at least 1, and just 1 at temperature 0, where answers are all alike; "
@@ -239,7 +241,7 @@ def check_room(
 
 def longest_prompt(tokenizer: Qwen3Tokenizer, problems: Sequence[dict]) -> int:
     """Tokens of the longest prompt."""
-    return max(len(tokenizer.encode(render_prompt(problem["problem"]))) for problem in problems)
+    return max(map(len, encode_prompts(tokenizer, [render_prompt(problem["problem"]) for problem in problems])))
 
 
 def problem_keys(problems: Sequence[dict]) -> list[str]:
@@ -251,11 +253,13 @@ def problem_keys(problems: Sequence[dict]) -> list[str]:
 def _settings(model, tokenizer, problems, max_new_tokens, temperature, top_p, num_samples, seed) -> dict:
     """What decides the answers; the number of problems does not, nor, for greedy ones, the batch size."""
     content = json.dumps([[p["problem"], p["answer"]] for p in problems], ensure_ascii=False)
+    stops = stop_ids(tokenizer)
     sampling = {"top_p": top_p, "samples": num_samples, "seed": seed} if temperature > 0 else {}
     return {
         "weights": weights_fingerprint(model),
         "problems": sha256(content.encode()).hexdigest()[:12],
         "chat_format": tokenizer.apply_chat_template,
+        **({"stop_ids": list(stops)} if len(stops) > 1 else {}),
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         **sampling,

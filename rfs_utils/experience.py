@@ -11,7 +11,8 @@ from .data import render_prompt
 from .lean import MemoryPlan, join_rollouts, sample_rollouts, select_rollouts
 from .qwen3 import Qwen3Model
 from .rewards import RewardFunction, accuracy, compute_rewards
-from .tokenizer import Qwen3Tokenizer
+from .sampling import has_ended
+from .tokenizer import Qwen3Tokenizer, stop_ids
 
 
 @dataclass
@@ -96,8 +97,7 @@ def collect(
 
     def reward(rollouts: Rollouts, count: int) -> tuple[torch.Tensor, ...]:
         repeated = [example for example in examples for _ in range(count)]
-        last = rollouts.tokens.gather(1, rollouts.lengths[:, None] - 1).squeeze(1)
-        truncated = last != tokenizer.eos_token_id
+        truncated = ~has_ended(rollouts.tokens, rollouts.lengths, stop_ids(tokenizer))
         info = {"step": step, "lengths": rollouts.lengths.tolist(), "truncated": truncated.tolist()}
         # Without weight, so that it is known whatever is rewarded.
         functions = rewards if "accuracy" in rewards else rewards | {"accuracy": (accuracy, 0.0)}

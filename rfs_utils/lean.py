@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from .ch06 import Rollouts, sample_batch
 from .qwen3 import Qwen3Model
 from .sampling import top_p_filter
-from .tokenizer import Qwen3Tokenizer
+from .tokenizer import Qwen3Tokenizer, encode_prompts
 
 MEMORY = ("auto", "low")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -79,7 +79,7 @@ def chunked_logprobs(
     model: Qwen3Model,
     hidden: torch.Tensor,
     tokens: torch.Tensor,
-    temperature: float = 1.0,
+    temperature: float | None = 1.0,
     top_p: float | None = None,
     chunk: int | None = None,
 ) -> torch.Tensor:
@@ -90,6 +90,7 @@ def chunked_logprobs(
     """
     weight = model.head_weight()
     chunk = chunk or max(1, 2**24 // len(weight))
+    temperature = 1.0 if temperature is None else temperature
     return _ChunkedLogprobs.apply(hidden, weight, tokens, temperature, top_p, chunk)
 
 
@@ -218,7 +219,7 @@ def backpropagate(
     model: Qwen3Model,
     rollouts: Rollouts,
     part_loss: PartLoss,
-    temperature: float = 1.0,
+    temperature: float | None = 1.0,
     top_p: float | None = None,
     max_tokens: int = 4096,
     rows: torch.Tensor | None = None,
@@ -255,7 +256,7 @@ def backpropagate(
 def rollout_logprobs(
     model: Qwen3Model,
     rollouts: Rollouts,
-    temperature: float = 1.0,
+    temperature: float | None = 1.0,
     top_p: float | None = None,
     max_tokens: int = 4096,
 ) -> torch.Tensor:
@@ -289,7 +290,7 @@ def sample_rollouts(
     device: torch.device | str,
     num_rollouts: int = 1,
     max_new_tokens: int = 512,
-    temperature: float = 0.8,
+    temperature: float | None = 0.8,
     top_p: float | None = 0.9,
     cache_bytes: int = 2**30,
     uniform: torch.Tensor | None = None,
@@ -298,7 +299,7 @@ def sample_rollouts(
 
     `uniform`, (prompts * num_rollouts, max_new_tokens), decides the draws of each rollout, however they are batched.
     """
-    width = max(len(tokenizer.encode(prompt)) for prompt in prompts)
+    width = max(map(len, encode_prompts(tokenizer, prompts)))
     at_once = max(1, cache_bytes // (cache_bytes_per_token(model) * (width + max_new_tokens)))
     batches, drawn = [], 0
     if at_once >= num_rollouts:  # whole groups of several prompts

@@ -1,9 +1,6 @@
 """Loading and saving models: a registry of names, and Hugging Face model directories on disk."""
 
 import json
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +9,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from .card import export_card
-from .checkpoints import check_fit, load_weights, open_checkpoint, shares_head, to_hf_names, weights_file
+from .checkpoints import check_fit, load_weights, open_checkpoint, shares_head, to_hf_names, unwrapped, weights_file
 from .download import download_model, download_qwen3_grpo_checkpoints
+from .folders import new_folder, standing
 from .qwen3 import Qwen3Model, rope_tables
-from .tokenizer import CHAT_TEMPLATE, Qwen3Tokenizer
+from .tokenizer import CHAT_TEMPLATE, Qwen3Tokenizer, stop_ids
 
 __all__ = [
     "ALIASES", "HUB_MODELS", "SHIPPED", "download_qwen3_grpo_checkpoints", "export_model", "get_device", "load_model",
@@ -56,11 +54,18 @@ _HF_CONFIG = {
     "tied": "tie_word_embeddings",
 }
 # What the architecture here does not have: each must be absent or have this value.
-_HF_FIXED = {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False, "rope_scaling": None}
-# Beside the weights, what an exported model keeps of the directory it came from.
-_TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "merges.txt", "generation_config.json",
+_HF_FIXED = {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False}
+# What decides, beside the weights, how a model reads and ends text: it goes with a model from directory to directory.
+_CHAT_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja", "chat_template.json",
+    "additional_chat_templates/*.jinja", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+    "generation_config.json",
+)  # fmt: skip
+LICENCES = ("LICENSE", "LICENSE.*", "NOTICE", "NOTICE.*")
+# What of a model directory belongs to its model, and goes when another one takes its place.
+OWN_FILES = (
+    "config.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json",
+    "pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json", *_CHAT_FILES,
 )  # fmt: skip
 
 
@@ -120,8 +125,9 @@ def model_directory(which_model: str | Path, local_dir: str | Path | None = None
         return WEIGHTS_DIR / name
     if name in HUB_MODELS:
         return download_model(HUB_MODELS[name].repo_id, local_dir)
-    if Path(which_model).is_dir():
-        return own_model(which_model) or Path(which_model)
+    directory = standing(Path(which_model))
+    if directory.is_dir():
+        return own_model(directory) or directory
     known = ", ".join([*SHIPPED, *HUB_MODELS])
     raise ValueError(f"unknown model {str(which_model)!r}: known models are {known}, or the path of a model directory")
 
@@ -129,7 +135,8 @@ def model_directory(which_model: str | Path, local_dir: str | Path | None = None
 def own_model(folder: str | Path) -> Path | None:
     """The model directory that a folder is, or has in it as the folder of a run; None when there is none."""
     folder = Path(folder)
-    return next((found for found in (folder, folder / "model") if (found / "config.json").is_file()), None)
+    places = (folder, standing(folder / "model"))
+    return next((found for found in places if (found / "config.json").is_file()), None)
 
 
 def _chat_by_name(which_model: str | Path) -> bool | None:
@@ -184,24 +191,46 @@ def load_tokenizer(directory: str | Path, chat: bool | None = None) -> Qwen3Toke
     """The tokenizer of a model directory; `chat` says whether it speaks the chat format.
 
     Without `chat` the token at which the model stops decides: <|im_end|> is a chat model, <|endoftext|> a base
-    model. A chat template alone says nothing, because Qwen's base models come with one too.
+    model. A chat template alone says nothing, because Qwen's base models come with one too. Responses end at every id
+    that the directory names, as in `transformers`.
     """
     directory = Path(directory)
     tokenizer = Qwen3Tokenizer(directory / "tokenizer.json")
-    if chat is None:
-        chat = tokenizer.backend.token_to_id("<|im_end|>") in stop_tokens(directory)
-    tokenizer.set_chat(chat)
+    stops = stop_tokens(directory)
+    tokenizer.set_chat(tokenizer.backend.token_to_id("<|im_end|>") in stops if chat is None else chat)
+    known = [i for i in stops if tokenizer.backend.id_to_token(i) is not None]
+    if known and chat is None and tokenizer.eos_token_id not in stops:  # a model with an end token of its own
+        tokenizer.eos_token_id, tokenizer.eos_token = known[0], tokenizer.backend.id_to_token(known[0])
+    tokenizer.more_eos_token_ids = tuple(stops)
+    if (directory / "tokenizer_config.json").is_file():
+        _read_json(directory / "tokenizer_config.json")  # which must be whole to be written again
+    files = {path.relative_to(directory).as_posix(): path for name in _CHAT_FILES for path in directory.glob(name)}
+    licences = {path.name: path for name in LICENCES for path in directory.glob(name)}
+    content = {name: path.read_bytes() for name, path in (files | licences).items() if path.is_file()}
+    tokenizer.source = Source(content, tokenizer.vocab_size, tokenizer.eos_token_ids)
     return tokenizer
 
 
-def stop_tokens(directory: str | Path) -> set[int]:
+@dataclass(frozen=True)
+class Source:
+    """The files that came with a tokenizer, by name, and what they say: they are written again where a model goes."""
+
+    content: dict[str, bytes]
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+
+
+def stop_tokens(directory: str | Path) -> list[int]:
     """The ids at which a model's text ends: from generation_config.json, or else from config.json."""
     for name in ("generation_config.json", "config.json"):
         path = Path(directory) / name
         ids = _read_json(path).get("eos_token_id") if path.is_file() else None
         if ids is not None:
-            return set(ids) if isinstance(ids, list) else {ids}
-    return set()
+            ids = ids if isinstance(ids, list) else [ids]
+            if not all(type(i) is int and 0 <= i < 2**31 for i in ids):
+                raise ValueError(f"{path} has eos_token_id = {ids!r}; expected the id of a token, or a list of them")
+            return ids
+    return []
 
 
 def read_config(path: str | Path) -> dict:
@@ -209,11 +238,17 @@ def read_config(path: str | Path) -> dict:
     hf = _read_json(Path(path))
     if hf.get("model_type") != "qwen3":
         raise ValueError(f"{path} describes a {hf.get('model_type')!r} model; only 'qwen3' is supported")
-    rope = hf.get("rope_parameters") or {}  # where newer versions of `transformers` write it
-    hf.setdefault("rope_theta", rope.get("rope_theta"))
     hf.setdefault("tie_word_embeddings", False)  # `transformers` leaves out what is the default
-    if rope.get("rope_type", "default") != "default":
-        hf["rope_scaling"] = rope["rope_type"]
+    # Older versions of `transformers` have rope_scaling, newer ones rope_parameters, with the base in it.
+    scaling = hf.pop("rope_scaling", None)
+    for rope in (hf.get("rope_parameters"), scaling):
+        if not rope:
+            continue
+        kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
+        if kind != "default":
+            raise ValueError(f"{path} has rope_scaling = {rope!r}; only the default is supported")
+        if hf.get("rope_theta") is None:
+            hf["rope_theta"] = rope.get("rope_theta")
     for key, value in _HF_FIXED.items():
         if hf.get(key, value) != value:
             raise ValueError(f"{path} has {key} = {hf[key]!r}; only {value!r} is supported")
@@ -228,37 +263,18 @@ def read_config(path: str | Path) -> dict:
     return cfg
 
 
-def save_model(
-    model: Qwen3Model,
-    tokenizer: Qwen3Tokenizer,
-    directory: str | Path,
-    card: str = "",
-    files_from: str | Path | None = None,
-) -> Path:
+def save_model(model: Qwen3Model, tokenizer: Qwen3Tokenizer, directory: str | Path, card: str = "") -> Path:
     """Write a Hugging Face model directory that `transformers` opens; `card` is the text of its README.md.
 
-    `files_from` is a model directory whose tokenizer files, chat template among them, are taken over as they are.
-    The files are written to a temporary folder beside it, which then takes its place. Raises ValueError
-    when `directory` exists and is not a model directory, so that nothing else is ever overwritten.
+    The chat template, the stop ids and other files that came with the tokenizer go with it. An older model in
+    `directory` is replaced in one operation, when the new one is whole and on the disk; files there that are not a
+    model's stay. Raises ValueError when `directory` holds something and is not a model directory.
     """
     directory = Path(directory)
     if directory.exists() and not (directory / "config.json").is_file():
         check_new(directory, "and is not a model directory")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    try:
-        _write_model_files(model, tokenizer, temporary, card)
-        for name in _TOKENIZER_FILES if files_from is not None else ():
-            if (Path(files_from) / name).is_file():
-                shutil.copyfile(Path(files_from) / name, temporary / name)
-        temporary.chmod(0o755)
-        if directory.exists():
-            shutil.rmtree(directory)
-        os.replace(temporary, directory)
-    except SafetensorError as error:  # how safetensors reports a full disk
-        raise OSError(f"cannot write {directory}: {error}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with new_folder(directory, OWN_FILES) as temporary:
+        write_model_files(model, tokenizer, temporary, card)
     return directory
 
 
@@ -279,7 +295,6 @@ def export_model(source: str | Path, directory: str | Path, which_model: str | P
     if source.is_file():
         if which_model is None:
             raise ValueError(f"{source} holds weights only; say with --model which model they belong to")
-        origin = model_directory(which_model)
         model, tokenizer = load_model_and_tokenizer(which_model, "cpu")
         load_weights(model, source)
     else:
@@ -290,14 +305,19 @@ def export_model(source: str | Path, directory: str | Path, which_model: str | P
             )
         model, tokenizer = load_model_and_tokenizer(origin, "cpu")
     card = export_card(directory.resolve().name, source.resolve().name, model, tokenizer)
-    return save_model(model, tokenizer, directory, card, files_from=origin)
+    return save_model(model, tokenizer, directory, card)
 
 
-def _write_model_files(model: Qwen3Model, tokenizer: Qwen3Tokenizer, directory: Path, card: str) -> None:
+def write_model_files(model: Qwen3Model, tokenizer: Qwen3Tokenizer, directory: Path, card: str = "") -> None:
+    """Write all files of a model directory into a folder that is there; OSError when one cannot be written."""
+    model = unwrapped(model)
     write_config_files(model, tokenizer, directory)
     weights = to_hf_names(dict(model.named_parameters()))
     state = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
-    save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
+    try:
+        save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise OSError(f"cannot write {directory}: {error}") from None
     if card:
         (directory / "README.md").write_text(card, encoding="utf-8")
 
@@ -312,20 +332,48 @@ def write_config_files(model: Qwen3Model, tokenizer: Qwen3Tokenizer, directory: 
         "hidden_act": "silu",
         "attention_bias": False,
         "dtype": str(model.tok_emb.weight.dtype).removeprefix("torch."),
-        "eos_token_id": tokenizer.eos_token_id,
+        "eos_token_id": _one_or_list(stop_ids(tokenizer)),
         "pad_token_id": tokenizer.pad_token_id,
     }
-    tokenizer_config = {
+    files = {"config.json": _json(config), **tokenizer_files(tokenizer, cfg["context_length"])}
+    for name, content in files.items():
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_bytes(content)
+
+
+def tokenizer_files(tokenizer: Qwen3Tokenizer, context_length: int) -> dict[str, bytes]:
+    """The files of a tokenizer by name: those it was loaded with, but for what has been changed since."""
+    own = {
         "tokenizer_class": "Qwen2TokenizerFast",
         "eos_token": tokenizer.eos_token,
         "pad_token": tokenizer.backend.id_to_token(tokenizer.pad_token_id),
-        "model_max_length": cfg["context_length"],
+        "model_max_length": context_length,
     }
-    if tokenizer.apply_chat_template:
-        tokenizer_config["chat_template"] = CHAT_TEMPLATE
-    for name, content in (("config.json", config), ("tokenizer_config.json", tokenizer_config)):
-        (directory / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    tokenizer.backend.save(str(directory / "tokenizer.json"))
+    source = getattr(tokenizer, "source", None) or Source({}, -1, ())
+    files = dict(source.content)
+    if tokenizer.vocab_size != source.vocab_size:
+        files["tokenizer.json"] = tokenizer.backend.to_str(pretty=True).encode()
+    settings = json.loads(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else own
+    changed = {} if settings is not own else own
+    if source.eos_token_ids and stop_ids(tokenizer) != source.eos_token_ids:
+        changed = changed | {"eos_token": tokenizer.eos_token}
+        if "generation_config.json" in files:
+            generation = json.loads(files["generation_config.json"])
+            files["generation_config.json"] = _json(generation | {"eos_token_id": _one_or_list(stop_ids(tokenizer))})
+    templates = any(name.startswith("chat_template.") for name in files) or "chat_template" in settings
+    if tokenizer.apply_chat_template and not templates:
+        changed = changed | {"chat_template": CHAT_TEMPLATE}
+    if changed:
+        files["tokenizer_config.json"] = _json(settings | changed)
+    return files
+
+
+def _one_or_list(ids: tuple[int, ...]) -> int | list[int]:
+    return ids[0] if len(ids) == 1 else list(ids)
+
+
+def _json(content: dict) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _read_json(path: Path) -> dict:

@@ -160,7 +160,7 @@ def measure_habits(model: Qwen3Model, tokenizer: Qwen3Tokenizer, problems: list[
     torch.manual_seed(0)
     sampled = evaluate_model(model, tokenizer, problems * 4, max_new_tokens=192, temperature=1.0).records
     worked = [r for r in sampled if re.search(r"[A-Z][a-z]+:.*\d+[+-]\d+=\d+", r["response"])]
-    right = [r for r in worked if final_number(r["response"], tokenizer) == r["answer"]]
+    right = [r for r in worked if final_number(r["response"]) == r["answer"]]
     return {
         "greedy_accuracy": greedy.accuracy,
         "greedy_tokens": greedy.mean_tokens,
@@ -170,9 +170,9 @@ def measure_habits(model: Qwen3Model, tokenizer: Qwen3Tokenizer, problems: list[
     }
 
 
-def final_number(response: str, tokenizer: Qwen3Tokenizer) -> str:
+def final_number(response: str) -> str:
     """The boxed answer of a response, or else its last number."""
-    return extract_final_candidate(response.removesuffix(tokenizer.eos_token), fallback="number_only")
+    return extract_final_candidate(response, fallback="number_only")
 
 # %% ../exercises/pretraining.ipynb #08c7b44f
 def write_reasoning(story: Story) -> str:

@@ -1,9 +1,10 @@
 """Reward functions by name: what a rollout earns, decided by ordinary functions with weights.
 
-A reward function gets all responses of a step with their problems, `f(responses, examples, **info)`, and returns one
-number for each response, or None where it cannot judge: the response then counts nowhere, unless the function judges
-no response to that problem, which it may leave to others. A reward of weight 0 is logged only. `info` has `step`,
-`lengths` (in tokens) and `truncated`; functions that need none of it just accept `**info`.
+A reward function gets all responses of a step, as text without the end token, with their problems,
+`f(responses, examples, **info)`, and returns one number for each response, or None where it cannot judge: the response
+then counts nowhere, unless the function judges no response to that problem, which it may leave to others. A reward of
+weight 0 is logged only. `info` has `step`, `lengths` (in tokens) and `truncated`; functions that need none of it just
+accept `**info`.
 """
 
 import importlib

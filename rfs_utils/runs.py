@@ -8,7 +8,6 @@ steps since the last checkpoint.
 import csv
 import io
 import json
-import os
 import random
 import shutil
 import signal
@@ -26,10 +25,13 @@ from safetensors.torch import load_file, save_file
 from . import parallel, sharding
 from .checkpoints import load_weights
 from .download import replace_file
-from .models import check_new, save_model, write_config_files
+from .folders import others, replace_folder, restore
+from .models import LICENCES, OWN_FILES, check_new, write_config_files, write_model_files
 from .plots import read_metrics
 from .qwen3 import Qwen3Model
 from .tokenizer import Qwen3Tokenizer
+
+CHECKPOINT_FILES = (*OWN_FILES, *LICENCES, "optimizer.safetensors", "random.safetensors", "state.json")
 
 
 def make_run_folder(out: str | None, name: str) -> Path:
@@ -137,7 +139,7 @@ def save_run_checkpoint(
             parallel.on_main(prepare_checkpoint, temporary, partial(write_config_files, model, tokenizer))
             sharding.save_parts(temporary, model, tensors, parallel.rank() == 0)
         else:
-            parallel.on_main(prepare_checkpoint, temporary, partial(save_model, model, tokenizer))
+            parallel.on_main(prepare_checkpoint, temporary, partial(write_model_files, model, tokenizer))
             parallel.on_main(write_tensors, temporary / "optimizer.safetensors", tensors)
         parallel.on_main(write_tensors, temporary / "random.safetensors", random_tensors)
         parallel.on_main(finish_checkpoint, temporary, final, content)
@@ -162,27 +164,12 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def finish_checkpoint(temporary: Path, final: Path, content: dict) -> None:
-    """Add state.json, wait until everything is on the disk, and give the directory its name."""
+    """Add state.json, wait until everything is on the disk, and give the directory its name.
+
+    There may be an older one of that name, if the run came this far before and was resumed from an earlier step.
+    """
     write_json(temporary / "state.json", content)
-    for path in temporary.iterdir():
-        sync(path)
-    if final.exists():  # the run came this far before and was resumed from an earlier step
-        shutil.rmtree(final)
-    os.replace(temporary, final)
-    sync(final.parent)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or directory is on the disk."""
-    if os.name == "nt" and path.is_dir():
-        return  # Windows cannot
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError:  # some network file systems cannot
-        pass
-    finally:
-        os.close(handle)
+    replace_folder(temporary, final, CHECKPOINT_FILES)
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
@@ -192,13 +179,26 @@ def checkpoint_steps(folder: Path) -> list[int]:
 
 
 def prune_checkpoints(folder: Path, keep: int, best: int | None) -> None:
-    """Delete all checkpoints but the last `keep` and the best, and what an interrupted write has left."""
+    """Delete all checkpoints but the last `keep` and the best, and what an interrupted write has left.
+
+    One in which somebody keeps other files stays.
+    """
+    remove_leftovers(folder / "checkpoints")
     steps = checkpoint_steps(folder)
     for step in set(steps[:-keep]) - {best}:
         path = folder / "checkpoints" / f"step-{step:05d}"
-        path.rename(path.with_name(f".{path.name}.old"))  # so that half a checkpoint never has a whole one's name
-    for leftover in (folder / "checkpoints").glob(".*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        if not others(path, CHECKPOINT_FILES):
+            path.rename(path.with_name(f".{path.name}.old"))  # so that half a checkpoint never has a whole one's name
+    remove_leftovers(folder / "checkpoints")
+
+
+def remove_leftovers(checkpoints: Path) -> None:
+    """Delete what interrupted writing and deleting have left, and nothing else whose name begins with a dot."""
+    for waiting in checkpoints.glob(".step-*.replaced"):
+        restore(waiting.with_name(waiting.name.removeprefix(".").removesuffix(".replaced")))
+    for pattern in (".step-*.tmp", ".step-*.old"):
+        for leftover in checkpoints.glob(pattern):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def load_run_checkpoint(directory: Path, model: Qwen3Model, optimizer: torch.optim.Optimizer) -> dict:

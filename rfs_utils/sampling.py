@@ -1,11 +1,13 @@
 """Text generation as in the printed book's earlier chapters: top-p filtering and token streams."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from .qwen3 import KVCache, Qwen3Model
-from .tokenizer import Qwen3Tokenizer
+from .tokenizer import Qwen3Tokenizer, encode_prompts, stop_ids
+
+Stops = int | Sequence[int] | None  # one id at which a response ends, several, or none
 
 
 def check_sampling(
@@ -20,11 +22,11 @@ def check_sampling(
         raise ValueError(f"top_p must be greater than 0 and at most 1, got {top_p}")
 
 
-def check_group(num_rollouts: int, temperature: float) -> None:
+def check_group(num_rollouts: int, temperature: float | None) -> None:
     """ValueError unless a group of rollouts can be compared: at least two of them, and not greedy."""
     if num_rollouts < 2:
         raise ValueError(f"num_rollouts must be at least 2, to compare a group with itself; got {num_rollouts}")
-    if not 0 < temperature < float("inf"):
+    if temperature is not None and not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be a positive number, as greedy rollouts are all alike; got {temperature}")
 
 
@@ -68,19 +70,33 @@ def _nucleus(probas: torch.Tensor, top_p: float) -> torch.Tensor:
     return kept / kept.sum()
 
 
+def is_end(tokens: torch.Tensor, stops: Stops) -> torch.Tensor:
+    """True where a token, of a tensor of any shape, ends a response."""
+    ended = torch.zeros_like(tokens, dtype=torch.bool)
+    for stop in () if stops is None else (stops,) if isinstance(stops, int) else stops:
+        ended |= tokens == stop
+    return ended
+
+
+def has_ended(tokens: torch.Tensor, lengths: torch.Tensor, stops: Stops) -> torch.Tensor:
+    """(N,) bool: which of N responses, (N, T) of given lengths, came to an end; the limit has cut off the others."""
+    return is_end(tokens.gather(1, lengths[:, None] - 1).squeeze(1), stops)
+
+
 def choose_token(
     logits: torch.Tensor,
-    temperature: float = 1.0,
+    temperature: float | None = 1.0,
     top_p: float | None = None,
     uniform: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One token id for each row of logits, (batch, vocab_size), and its log-probability as sampled, both (batch,).
 
-    Temperature 0 takes the likeliest token, with log-probability 0. `uniform`, (batch,), are numbers in [0, 1) that
-    decide the draws, token by token of the vocabulary's order (default: fresh ones from torch's generator).
+    Temperature 0 takes the likeliest token, with log-probability 0; None is 1. `uniform`, (batch,), are numbers in
+    [0, 1) that decide the draws, token by token of the vocabulary's order (default: fresh ones from torch's generator).
     """
     if temperature == 0:
         return logits.argmax(dim=-1), torch.zeros(len(logits), device=logits.device)
+    temperature = 1.0 if temperature is None else temperature
     probas = top_p_filter(torch.softmax(logits.float() / temperature, dim=-1), top_p)
     if uniform is None:
         uniform = torch.rand(len(logits), device=logits.device)
@@ -97,18 +113,23 @@ def generate_text_top_p_stream_cache(
     model: Qwen3Model,
     token_ids: torch.Tensor,
     max_new_tokens: int,
-    eos_token_id: int | None = None,
-    temperature: float = 0.0,
+    eos_token_id: Stops = None,
+    temperature: float | None = 0.0,
     top_p: float | None = None,
 ) -> Iterator[torch.Tensor]:
-    """Yield new tokens, each of shape (1, 1), for a prompt of shape (1, tokens), until end of sequence."""
+    """Yield new tokens, each of shape (1, 1), for a prompt of shape (1, tokens), until end of sequence.
+
+    `eos_token_id` can be several ids. Without a temperature, None, the likeliest token is taken.
+    """
     check_sampling(max_new_tokens, temperature, top_p)
+    if token_ids.shape[1] == 0:
+        raise ValueError("a prompt is empty: a model needs at least one token to go on from")
     cache = KVCache(model.cfg["n_layers"], capacity=token_ids.shape[1] + max_new_tokens)
     new = token_ids
     for _ in range(max_new_tokens):
         logits = model(new, cache=cache)[:, -1]
-        new = choose_token(logits, temperature, top_p)[0][:, None]
-        if eos_token_id is not None and new.item() == eos_token_id:
+        new = choose_token(logits, temperature or 0.0, top_p)[0][:, None]
+        if is_end(new, eos_token_id).item():
             return
         yield new
 
@@ -125,11 +146,11 @@ def generate_text_stream_concat_flex(
 ) -> str:
     """The generated text of a prompt; `verbose` prints it token by token, `generate_func` is the token stream."""
     generate_func = generate_func or generate_text_top_p_stream_cache
-    input_ids = torch.tensor([tokenizer.encode(prompt)], device=device)
+    input_ids = torch.tensor(encode_prompts(tokenizer, [prompt]), device=device)
+    stops = stop_ids(tokenizer)
+    stops = stops[0] if len(stops) == 1 else stops  # a stream of the reader's own may know of one only
     generated = []
-    for token in generate_func(
-        model, input_ids, max_new_tokens, eos_token_id=tokenizer.eos_token_id, **generate_kwargs
-    ):
+    for token in generate_func(model, input_ids, max_new_tokens, eos_token_id=stops, **generate_kwargs):
         generated.append(token.item())
         if verbose:
             print(tokenizer.decode(generated[-1:]), end="", flush=True)
@@ -140,9 +161,11 @@ def generate_text_stream_concat_flex(
 def avg_logprob_answer(
     model: Qwen3Model, tokenizer: Qwen3Tokenizer, prompt: str, answer: str, device: torch.device | str = "cpu"
 ) -> float:
-    """Mean log-probability per token of an answer after a prompt."""
-    prompt_ids = tokenizer.encode(prompt)
+    """Mean log-probability per token of an answer after a prompt; ValueError when either has no token."""
+    prompt_ids = encode_prompts(tokenizer, [prompt])[0]
     answer_ids = tokenizer.encode(answer, chat_wrapped=False)
+    if not answer_ids:
+        raise ValueError("the answer is empty: there is no token whose probability could be asked for")
     ids = torch.tensor(prompt_ids + answer_ids, device=device)
     logprobs = torch.log_softmax(model(ids[None])[0].float(), dim=-1)
     selected = logprobs[:-1].gather(1, ids[1:, None]).squeeze(1)

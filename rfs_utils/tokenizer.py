@@ -1,5 +1,6 @@
 """The Qwen3 tokenizer: byte-level BPE from a `tokenizer.json`, with Qwen3's special tokens and chat template."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -40,7 +41,8 @@ class Qwen3Tokenizer:
     With `apply_chat_template`, `encode` wraps the text as a user's turn in Qwen3's chat format, as the
     reasoning models expect it; `add_generation_prompt` opens the assistant's turn, and with `add_thinking`
     off an empty pair of think tags is put there, which asks the model to answer at once.
-    A base model ends its text with <|endoftext|>, a chat model with <|im_end|>.
+    A base model ends its text with <|endoftext|>, a chat model with <|im_end|>: `eos_token_id`. A model directory
+    may name further ids at which a response ends, `more_eos_token_ids`.
     """
 
     def __init__(
@@ -61,6 +63,8 @@ class Qwen3Tokenizer:
         self.add_generation_prompt = add_generation_prompt
         self.add_thinking = add_thinking
         self.pad_token_id = self._special_id("<|endoftext|>")
+        self.more_eos_token_ids: tuple[int, ...] = ()
+        self.source = None  # the model directory's own files, where `models.load_tokenizer` has read them
         self.set_chat(apply_chat_template)
 
     def set_chat(self, apply_chat_template: bool) -> None:
@@ -68,6 +72,11 @@ class Qwen3Tokenizer:
         self.apply_chat_template = apply_chat_template
         self.eos_token = "<|im_end|>" if apply_chat_template else "<|endoftext|>"
         self.eos_token_id = self._special_id(self.eos_token)
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """All ids at which a response ends, the main one first."""
+        return (self.eos_token_id, *(i for i in self.more_eos_token_ids if i != self.eos_token_id))
 
     def _special_id(self, token: str) -> int:
         token_id = self.backend.token_to_id(token)
@@ -81,10 +90,31 @@ class Qwen3Tokenizer:
         return self.backend.get_vocab_size(with_added_tokens=True)
 
     def encode(self, prompt: str, chat_wrapped: bool | None = None) -> list[int]:
-        """Token ids of a text; `chat_wrapped` overrides the tokenizer's own setting for this call."""
+        """Token ids of a text; `chat_wrapped` overrides the tokenizer's own setting for this call.
+
+        The name of a special token in the text stands for that token; `encode_prompt` reads it as text.
+        """
         if self.apply_chat_template if chat_wrapped is None else chat_wrapped:
             prompt = self.wrap_chat(prompt)
         return self.backend.encode(prompt, add_special_tokens=False).ids
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """Token ids of a prompt, whose text has no power: the only special tokens are those of the chat format."""
+        if not self.apply_chat_template:
+            return self._encode_text(prompt)
+        opening, turn, closing = self._chat_parts(prompt)
+        return self.encode(opening, False) + self._encode_text(turn) + self.encode(closing, False)
+
+    def _encode_text(self, text: str) -> list[int]:
+        """Token ids without special tokens, those of the vocabulary's letters in place of "<|im_end|>" and its like."""
+        ids = self.backend.encode(text, add_special_tokens=False).ids
+        if self.backend.get_added_tokens_decoder().keys().isdisjoint(ids):
+            return ids
+        if self.backend.normalizer is not None:
+            text = self.backend.normalizer.normalize_str(text)
+        words = self.backend.pre_tokenizer
+        pieces = [text] if words is None else [piece for piece, _ in words.pre_tokenize_str(text)]
+        return [token.id for piece in pieces for token in self.backend.model.tokenize(piece)]
 
     def decode(self, token_ids: list[int]) -> str:
         """The text of token ids, special tokens included."""
@@ -92,9 +122,34 @@ class Qwen3Tokenizer:
 
     def wrap_chat(self, user_message: str) -> str:
         """One user's turn in Qwen3's chat format."""
-        text = f"<|im_start|>user\n{user_message}<|im_end|>\n"
+        return "".join(self._chat_parts(user_message))
+
+    def _chat_parts(self, user_message: str) -> tuple[str, str, str]:
+        """What opens a user's turn, the turn, and what closes it and opens the answer."""
+        closing = "<|im_end|>\n"
         if self.add_generation_prompt:
-            text += "<|im_start|>assistant\n"
+            closing += "<|im_start|>assistant\n"
             if not self.add_thinking:
-                text += "<think>\n\n</think>\n\n"
-        return text
+                closing += "<think>\n\n</think>\n\n"
+        return "<|im_start|>", f"user\n{user_message}", closing
+
+
+def stop_ids(tokenizer) -> tuple[int, ...]:
+    """The ids at which a response ends: a tokenizer's `eos_token_ids`, or the one `eos_token_id` of a simpler one."""
+    return getattr(tokenizer, "eos_token_ids", None) or (tokenizer.eos_token_id,)
+
+
+def response_text(tokenizer, token_ids: list[int]) -> str:
+    """The text of a response, as rewards read it: without the token that ends it, unless a tokenizer `shows_end`."""
+    hidden = bool(token_ids) and token_ids[-1] in stop_ids(tokenizer) and not getattr(tokenizer, "shows_end", False)
+    return tokenizer.decode(token_ids[:-1] if hidden else token_ids)
+
+
+def encode_prompts(tokenizer, prompts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each prompt, read as text where the tokenizer can; ValueError for a prompt without any token."""
+    encode = getattr(tokenizer, "encode_prompt", tokenizer.encode)
+    encoded = [encode(prompt) for prompt in prompts]
+    if not encoded or not all(encoded):
+        what = "there is no prompt" if not encoded else "a prompt is empty"
+        raise ValueError(f"{what}: a model needs at least one token to go on from")
+    return encoded

@@ -50,7 +50,8 @@ def greedy_alone(model, tokenizer, max_new_tokens: int) -> list[dict]:
         while len(ids) - start < max_new_tokens and (len(ids) == start or ids[-1] != tokenizer.eos_token_id):
             with torch.no_grad():
                 ids = [*ids, model(torch.tensor([ids]))[0, -1].argmax().item()]
-        answers.append({"ids": ids[start:], "response": tokenizer.decode(ids[start:])})
+        end = len(ids) - (ids[-1] == tokenizer.eos_token_id)  # the text comes without it
+        answers.append({"ids": ids[start:], "response": tokenizer.decode(ids[start:end])})
     return answers
 
 

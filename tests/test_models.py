@@ -400,7 +400,7 @@ def test_the_program_in_the_card_of_an_exported_model_prints_its_greedy_answer(n
     assert done.returncode == 0, done.stderr
     problem = re.search(r'problem = "(.*)"', program)[1]
     (record,) = evaluate_model(model, tokenizer, [{"problem": problem, "answer": "9"}], max_new_tokens=256).records
-    assert done.stdout == record["response"] + "\n" and record["response"].endswith(tokenizer.eos_token)
+    assert done.stdout == record["response"] + tokenizer.eos_token + "\n"
 
 
 def test_export_refuses_what_it_cannot_do_and_overwrites_nothing(tmp_path, capsys):
