@@ -15,8 +15,8 @@ import torch
 from . import csv_log
 from .config import TrainConfig, format_config, read_config
 from .data import generate_tiny_problems
-from .download import write_atomically
 from .evaluate import evaluate_model
+from .files import write_atomically
 from .learner import Learner, training_problems
 from .models import load_model_and_tokenizer
 from .runs import seed_everything
