@@ -98,7 +98,8 @@ def test_damaged_samples(content, folder, capsys):
 
 
 def test_a_limit_of_samples_below_one(folder, capsys):
-    assert "limit must be a whole number from 1 to 1,000,000; got 0" in error_of(capsys, "samples", folder, "--limit", 0)
+    line = error_of(capsys, "samples", folder, "--limit", 0)
+    assert "limit must be a whole number from 1 to 1,000,000; got 0" in line
 
 
 def test_damaged_logs_and_results_are_named(folder):
