@@ -115,6 +115,9 @@ def remove_unfinished(folder: Path) -> None:
             path.unlink()
         elif re.fullmatch(r"\.model-\w{8}", path.name):
             shutil.rmtree(path, ignore_errors=True)
+    model = folder / "model"  # without its configuration save_model takes it for somebody else's folder
+    if model.is_dir() and not (model / "config.json").is_file() and not others(model, OWN_FILES):
+        shutil.rmtree(model)
 
 
 def read_run(folder: Path, required: Sequence[str] = ("step",)) -> dict[str, list[float | None]]:
@@ -275,7 +278,8 @@ def load_run_checkpoint(directory: Path, model: Qwen3Model, optimizer: torch.opt
     except Exception as error:  # the libraries that read tensors and random states raise many types
         if is_out_of_memory(error):
             raise
-        raise ValueError(f"the checkpoint {directory} is damaged or belongs to another run: {error}") from None
+        reason = str(error).encode(errors="backslashreplace").decode()  # which quotes what it has found
+        raise ValueError(f"the checkpoint {directory} is damaged or belongs to another run: {reason}") from None
     return state
 
 
