@@ -165,8 +165,8 @@ def format_result(result: dict) -> str:
         return "<p>This run is not finished.</p>"
     rows = [("held-out accuracy", f"{result['accuracy_before']:.1%}", f"{result['accuracy_after']:.1%}")]
     rows.append(("response tokens", f"{result['tokens_before']:.1f}", f"{result['tokens_after']:.1f}"))
-    if result.get("harder_accuracy_before") is not None:
-        harder = (result["harder_accuracy_before"], result["harder_accuracy_after"])
+    harder = (result["harder_accuracy_before"], result["harder_accuracy_after"])
+    if None not in harder:
         rows.append(("harder levels, never trained on", *(f"{value:.1%}" for value in harder)))
     cells = "".join(f"<tr><td>{name}</td><td>{before}</td><td>{after}</td></tr>" for name, before, after in rows)
     about = f"{result['model']}, method {result['method']}, seed {result['seed']}"

@@ -145,7 +145,7 @@ def test_damaged_tensors_of_a_checkpoint(finished, tmp_path, monkeypatch, capsys
         first = sorted(header)[0]
         for change in (
             {first: None}, {first: {"dtype": "F4"}}, {"renamed": header[first]}, {"0.mean": header[first]},
-            {first: header[first] | {"shape": [header[first]["data_offsets"][1]]}},
+            {first: header[first] | {"shape": [header[first]["data_offsets"][1] + 1]}},
         ):  # fmt: skip
             changed = {k: v for k, v in (header | change).items() if v is not None and (k != first or first in change)}
             text = json.dumps(changed).encode()
