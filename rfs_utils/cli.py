@@ -14,6 +14,8 @@ from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 
+from .kinds import Kind, whole
+
 KEPT = "; what is finished is in the file, and the same command goes on from there"
 
 
@@ -35,24 +37,39 @@ def add_train(parser) -> None:
         "rfs train --config my.toml --lr 1e-4",
         "rfs train --resume runs/mine",
     )
+    from .engine.config import MAY_CHANGE
+
     parser.usage = "%(prog)s [--config FILE] [--resume RUN] [SETTING ...]"
     parser.add_argument("--config", metavar="FILE", help="settings from a TOML file; those given here have precedence")
     resume_help = (
         "go on with the run in this folder, from its last checkpoint; of the settings, only these can be given then: "
-        f"{', '.join(map(flag, CHANGEABLE))}"
+        f"{', '.join(flag(name) for name in MAY_CHANGE if name != 'out')}"
     )
     parser.add_argument("--resume", metavar="RUN", help=resume_help)
     add_settings(parser.add_argument_group("settings"))
     parser.set_defaults(run=run_train)
 
 
-# Settings that may change when a run goes on.
-CHANGEABLE = ("steps", "eval_every", "checkpoint_every", "keep_checkpoints", "stop_on_collapse")
-
-
 def flag(name: str) -> str:
     """A setting on the command line: --num-rollouts for num_rollouts."""
     return f"--{name.replace('_', '-')}"
+
+
+def add_number(parser, name: str, kind, text: str, default=None, value: str = "N") -> None:
+    """An option for a number of a kind, which `check_options` looks at; with "X" as its value it may be a fraction."""
+    parser.add_argument(name, type=float if value == "X" else int, metavar=value, default=default, help=text)
+    kinds = {**(parser.get_default("kinds") or {}), name.lstrip("-").replace("-", "_"): kind}
+    parser.set_defaults(kinds=kinds)
+
+
+def check_options(args) -> None:
+    """ValueError for the first number that is not of its kind, and for empty text; settings are checked elsewhere."""
+    for name, kind in (args.__dict__.pop("kinds", None) or {}).items():
+        if getattr(args, name) is not None:
+            kind.check(name, getattr(args, name))
+    for name, value in vars(args).items():
+        if value == "" or isinstance(value, list) and "" in value:
+            raise ValueError(f"{name} must be a text that is not empty")
 
 
 def add_settings(parser, without: Collection[str] = ()) -> None:
@@ -86,7 +103,7 @@ def given_settings(args) -> dict:
 def run_train(args) -> None:
     """`rfs train`, anew or resumed."""
     from .engine import parallel
-    from .engine.config import TrainConfig, read_config
+    from .engine.config import MAY_CHANGE, TrainConfig, read_config
     from .runs.run import resume, train
 
     settings = given_settings(args)
@@ -95,7 +112,7 @@ def run_train(args) -> None:
         if args.resume is None:
             train(TrainConfig(**{**(read_config(args.config) if args.config else {}), **settings}))
             return
-        fixed = sorted(settings.keys() - set(CHANGEABLE))
+        fixed = sorted(settings.keys() - set(MAY_CHANGE) | settings.keys() & {"out"})
         if fixed or args.config:
             what = flag(fixed[0]) if fixed else "--config"
             raise ValueError(f"a run goes on with its own settings: {what} cannot be given with --resume")
@@ -105,8 +122,10 @@ def run_train(args) -> None:
 
 
 def add_pretrain(parser) -> None:
+    from .engine.config import setting_kinds
     from .exercises.pretrain import Recipe
 
+    kinds = setting_kinds()
     describe(
         parser,
         "Train the tokenizer, tiny-base and tiny-reasoning from nothing and write two model directories, in about 14 "
@@ -117,9 +136,8 @@ def add_pretrain(parser) -> None:
     out_help = "folder for the two model directories, new or empty (default: %(default)s)"
     parser.add_argument("--out", metavar="DIR", default="pretrained", help=out_help)
     steps_help = f"pre-training steps (default: {Recipe.steps}, as for the models that come with the book)"
-    parser.add_argument("--steps", metavar="N", type=int, help=steps_help)
-    seed_help = "seed of weights and documents (default: %(default)s)"
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help=seed_help)
+    add_number(parser, "--steps", kinds["steps"], steps_help)
+    add_number(parser, "--seed", kinds["seed"], "seed of weights and documents (default: %(default)s)", 0)
     parser.set_defaults(run=run_pretrain)
 
 
@@ -135,6 +153,8 @@ def run_pretrain(args) -> None:
 
 
 def add_eval(parser) -> None:
+    from .engine.config import setting_kinds
+
     describe(
         parser,
         "Answer problems, grade the answers and report accuracy, length and truncation. An evaluation that was "
@@ -144,27 +164,32 @@ def add_eval(parser) -> None:
         "rfs eval --model qwen3-0.6b-base --data math500 --limit 100",
     )
 
-    def option(name: str, kind: type, value: str, text: str, default=None) -> None:
-        parser.add_argument(name, type=kind, metavar=value, default=default, help=text)
+    def option(name: str, value: str, text: str, default=None) -> None:
+        parser.add_argument(name, metavar=value, default=default, help=text)
 
+    kinds = setting_kinds()
     option(
-        "--model", str, "MODEL",
+        "--model", "MODEL",
         "tiny-base (the default), tiny-reasoning, qwen3-0.6b-base, qwen3-0.6b, or the path of a run folder or a model "
         "directory", "tiny-base",
     )  # fmt: skip
-    option("--checkpoint", str, "FILE", "weights to load into that model: a .safetensors or .pth file")
-    option("--data", str, "DATA", "tiny (the default), math500, math-train, or a JSON or JSON-lines file", "tiny")
-    option("--limit", int, "N", "only the first N problems (default: all; 500 of tiny)")
-    option("--batch-size", int, "N", "responses generated at once (default: %(default)s)", 16)
-    option("--max-new-tokens", int, "N", "longest answer, in tokens (default: 2048, if the model can)")
+    option("--checkpoint", "FILE", "weights to load into that model: a .safetensors or .pth file")
+    option("--data", "DATA", "tiny (the default), math500, math-train, or a JSON or JSON-lines file", "tiny")
+    add_number(parser, "--limit", whole(1, 10**6), "only the first N problems (default: all; 500 of tiny)")
+    add_number(parser, "--batch-size", whole(1, 10**5), "responses generated at once (default: %(default)s)", 16)
+    tokens_help = "longest answer, in tokens (default: 2048, if the model can)"
+    add_number(parser, "--max-new-tokens", kinds["max_new_tokens"], tokens_help)
     samples_help = (
         "answers to each problem (default: 1); more, which need a temperature, add pass@k and the majority vote"
     )
-    option("--samples", int, "N", samples_help, 1)
-    option("--temperature", float, "X", "sampling temperature (default: 0, greedy answers)", 0.0)
-    option("--top-p", float, "X", "sample from the likeliest tokens of this probability (default: 1)", 1.0)
-    option("--seed", int, "N", "seed of sampling (default: 0)", 0)
-    option("--out", str, "FILE", "file for the answers, one JSON object a line (default: eval-MODEL-DATA.jsonl)")
+    add_number(parser, "--samples", whole(1, 10**5), samples_help, 1)
+    temperature = kinds["temperature"]
+    greedy_too = Kind(f"0 or {temperature.text}", lambda value: value == 0 or temperature.fits(value))
+    add_number(parser, "--temperature", greedy_too, "sampling temperature (default: 0, greedy answers)", 0.0, "X")
+    top_p_help = "sample from the likeliest tokens of this probability (default: 1)"
+    add_number(parser, "--top-p", kinds["top_p"], top_p_help, 1.0, "X")
+    add_number(parser, "--seed", kinds["seed"], "seed of sampling (default: 0)", 0)
+    option("--out", "FILE", "file for the answers, one JSON object a line (default: eval-MODEL-DATA.jsonl)")
     parser.set_defaults(run=run_eval, kept=KEPT)
 
 
@@ -173,11 +198,7 @@ def run_eval(args) -> None:
     from .data import problem_set
     from .evaluate import evaluate_to_file, format_evaluation
     from .models import get_device, load_model_and_tokenizer, load_weights
-    from .sampling import check_sampling
 
-    if args.limit is not None and args.limit < 1:
-        raise ValueError(f"limit must be at least 1, got {args.limit}")
-    check_sampling(args.max_new_tokens, args.temperature, args.top_p)  # before anything is downloaded
     problems = problem_set(args.data, "test", args.limit)
     device = get_device()
     model, tokenizer = load_model_and_tokenizer(args.model, device)
@@ -209,8 +230,7 @@ def add_plot(parser) -> None:
         "columns of metrics.csv, separated by commas (default: reward_avg, avg_response_len and eval_accuracy)"
     )
     parser.add_argument("--columns", metavar="A,B,...", help=columns_help)
-    window_help = "steps of the moving average (default: %(default)s)"
-    parser.add_argument("--window", metavar="N", type=int, default=5, help=window_help)
+    add_number(parser, "--window", whole(1, 10**6), "steps of the moving average (default: %(default)s)", 5)
     out_help = "picture to write: .png, .svg or .pdf (default: %(default)s)"
     parser.add_argument("--out", metavar="FILE", default="runs.png", help=out_help)
     parser.set_defaults(run=run_plot)
@@ -259,8 +279,8 @@ def add_samples(parser) -> None:
         "rfs samples runs/mine --html",
     )
     parser.add_argument("run_folder", metavar="RUN", help="run folder")
-    parser.add_argument("--step", metavar="N", type=int, help="training step (default: the last one kept)")
-    parser.add_argument("--limit", metavar="N", type=int, default=8, help="how many answers (default: %(default)s)")
+    add_number(parser, "--step", whole(1, 10**6), "training step (default: the last one kept)")
+    add_number(parser, "--limit", whole(1, 10**6), "how many answers (default: %(default)s)", 8)
     parser.add_argument("--html", action="store_true", help="write the page RUN/report.html instead")
     parser.set_defaults(run=run_samples)
 
@@ -270,8 +290,6 @@ def run_samples(args) -> None:
     from .runs.page import format_samples_text, read_samples, write_page
 
     folder = Path(args.run_folder)
-    if args.limit < 1:
-        raise ValueError(f"limit must be at least 1, got {args.limit}")
     if args.html:
         print(f"written to {write_page(folder)}; open it in a browser")
     elif not folder.is_dir():
@@ -303,8 +321,7 @@ def add_compare(parser) -> None:
     parser.allow_abbrev = False  # --seed is not short for --seeds
     methods_help = f"methods, separated by commas (default: all, which are {', '.join(METHODS)})"
     parser.add_argument("--methods", metavar="A,B,...", help=methods_help)
-    seeds_help = "number of seeds, from 0 on (default: %(default)s)"
-    parser.add_argument("--seeds", metavar="N", type=int, default=5, help=seeds_help)
+    add_number(parser, "--seeds", whole(1, 10**4), "number of seeds, from 0 on (default: %(default)s)", 5)
     csv_help = "file for the evaluations (default: %(default)s)"
     parser.add_argument("--csv", metavar="FILE", default="compare.csv", help=csv_help)
     add_settings(parser.add_argument_group("settings"), NOT_COMPARED)
@@ -317,10 +334,10 @@ def run_compare(args) -> None:
     from .engine.config import TrainConfig
     from .runs.compare import compare, summarise
 
-    if args.seeds < 1:
-        raise ValueError(f"seeds must be at least 1, got {args.seeds}")
     named = (args.methods or ",".join(METHODS)).split(",")
     methods = list(dict.fromkeys(name.strip() for name in named if name.strip()))
+    if not methods:
+        raise ValueError(f"methods must be some of {', '.join(METHODS)}, separated by commas; got {args.methods!r}")
     compare(methods, args.seeds, TrainConfig(**given_settings(args)), args.csv)
     print(f"\n{summarise(args.csv, methods)}")
 
@@ -343,8 +360,7 @@ def add_download(parser) -> None:
     parser.add_argument("name", metavar="NAME", help=name_help)
     to_help = "folder (default: for a model the cache that Hugging Face libraries share, else the current folder)"
     parser.add_argument("--to", metavar="DIR", help=to_help)
-    step_help = "training step of the checkpoint (default: %(default)s)"
-    parser.add_argument("--step", metavar="N", default="50", help=step_help)
+    add_number(parser, "--step", whole(1, 99_999), "training step of the checkpoint (default: %(default)s)", 50)
     parser.set_defaults(run=run_download, names=[*HUB_MODELS, *PROBLEM_SETS, *checkpoints])
 
 
@@ -465,10 +481,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_command(args) -> int:
     """Do what the arguments say; the exit code of `main`."""
+    from .memory_errors import is_out_of_memory
     from .runs.run import RunFailed, RunStopped
 
     del args.command
     try:
+        check_options(args)
         args.run(args)
     except OSError as error:  # without its number; a temporary file's second name is the one that people know
         name = error.filename2 or error.filename
@@ -487,6 +505,15 @@ def run_command(args) -> int:
         kept = f"; {stop}" if stop.args else getattr(args, "kept", "")
         print(f"\nrfs: interrupted{kept}", file=sys.stderr)
         return 130
+    except Exception as error:
+        if is_out_of_memory(error):
+            said = str(error).strip().partition("\n")[0] or type(error).__name__
+            print(f"rfs: error: there is too little memory for this: {said}", file=sys.stderr)
+            return 1
+        if type(error) is Exception and "(os error" in str(error):  # how the tokenizers library says it of a file
+            print(f"rfs: error: a file cannot be read or written: {error}", file=sys.stderr)
+            return 2
+        raise
     return 0
 
 

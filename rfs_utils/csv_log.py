@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from .hub.download import replace_file
+from .files import replace_file
 
 
 def append_rows(path: str | Path, rows: Sequence[Mapping[str, str]], key: str = "step") -> None:

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from .hub.download import download_first, write_atomically
+from .files import parse_json, write_atomically
+from .hub.download import download_first
 
 FIELDS = ("problem", "answer", "level", "type", "solution", "unique_id")
 TRAIN_LEVELS = (1, 2, 3, 4, 5)
@@ -163,9 +164,9 @@ def load_problems(path: str | Path) -> list[dict]:
         raise ValueError(f"cannot read the problem file {path}: {error}") from None
     if text.lstrip().startswith("["):
         try:
-            rows = list(enumerate(json.loads(text)))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
+            rows = list(enumerate(parse_json(text)))
+        except ValueError as error:
+            raise ValueError(f"{path}, {error}") from None
         where = "problem with index"
     else:
         rows, where = [], "line"
@@ -173,9 +174,9 @@ def load_problems(path: str | Path) -> list[dict]:
         for number, line in enumerate(text.split("\n"), start=1):
             if line.strip():
                 try:
-                    rows.append((number, json.loads(line)))
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{path}, line {number}: not valid JSON ({error.msg})") from None
+                    rows.append((number, parse_json(line, number)))
+                except ValueError as error:
+                    raise ValueError(f"{path}, {error}") from None
     if not rows:
         raise ValueError(f"{path} holds no problems; expected a JSON list or one JSON object a line")
     for number, row in rows:
@@ -244,10 +245,10 @@ def parse_math(content: bytes, count: int) -> list[dict]:
     """Problems from a JSON list or JSON lines; ValueError unless there are `count`, each with problem and answer."""
     try:
         if content.lstrip().startswith(b"["):
-            problems = json.loads(content)
+            problems = parse_json(content)
         else:
-            problems = [json.loads(line) for line in content.splitlines() if line.strip()]
-    except (UnicodeDecodeError, json.JSONDecodeError):
+            problems = [parse_json(line) for line in content.splitlines() if line.strip()]
+    except ValueError:
         raise ValueError("it is not JSON, or was cut short") from None
     for index, problem in enumerate(problems):
         if not isinstance(problem, dict) or not all(isinstance(problem.get(k), str) for k in ("problem", "answer")):

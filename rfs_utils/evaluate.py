@@ -13,13 +13,22 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from . import kinds
 from .ch06 import reward_rlvr, sample_batch
 from .data import render_prompt
+from .files import parse_json
 from .grading import extract_final_candidate, grade_answer
+from .memory_errors import is_out_of_memory
 from .qwen3 import Qwen3Model
 from .sampling import check_sampling, has_ended
 from .statistics import pass_at_k, wilson_interval
 from .tokenizer import Qwen3Tokenizer, encode_prompts, stop_ids
+
+_SCALAR = kinds.Kind("a text or a number", lambda value: not isinstance(value, (list, dict)))
+RECORD = kinds.record(  # of an answers file, a line after the first
+    key=kinds.TEXT, sample=kinds.whole(), answer=kinds.TEXT, response=kinds.TEXT, tokens=kinds.whole(),
+    correct=kinds.number(0, 1), truncated=kinds.FLAG, level=_SCALAR, type=_SCALAR,
+)  # fmt: skip
 
 Answer = tuple[int, int]  # index of a problem, number of the sample
 
@@ -210,7 +219,9 @@ def evaluate_to_file(
                 records |= batch
                 bar.update(len(batch))
                 bar.set_postfix(right=f"{sum(r['correct'] for r in records.values()) / len(records):.1%}")
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise ValueError(
                 f"the memory of {device} is too small for batches of {batch_size}; choose a smaller batch size, "
                 f"the {len(records)} answers in {path} are kept"
@@ -301,16 +312,18 @@ def resume_answers(path: Path, settings: dict) -> dict[tuple[str, int], dict]:
     for name in sorted(settings.keys() | found.keys()):
         if found.get(name) != settings.get(name):
             raise ValueError(
-                f"{path} was made with {name} = {found.get(name)}, not {settings.get(name)}; "
+                f"{path} was made with {name} = {kinds.shown(found.get(name))}, not {kinds.shown(settings.get(name))}; "
                 "choose another output file, or the settings it was made with"
             )
     records = {}
     for number, line in enumerate(lines[1:], start=2):
         try:
-            record = json.loads(line)
-            records[record.pop("key"), record["sample"]] = record
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"{path}, line {number}: not a record of an answer; the file is damaged") from None
+            record = parse_json(line)
+        except ValueError:
+            record = None
+        if not RECORD.fits(record):
+            raise ValueError(f"{path}, line {number}: not a record of an answer; the file is damaged")
+        records[record.pop("key"), record["sample"]] = record
     if len(whole) < len(content):
         os.truncate(path, len(whole))
     return records
@@ -318,7 +331,7 @@ def resume_answers(path: Path, settings: dict) -> dict[tuple[str, int], dict]:
 
 def _settings_line(line: bytes) -> dict | None:
     try:
-        settings = json.loads(line)["settings"]
+        settings = parse_json(line)["settings"]
     except (ValueError, KeyError, TypeError):
         return None
     return settings if isinstance(settings, dict) else None

@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from .files import read_object
 from .folders import new_folder, standing
 from .hub.download import download_model, download_qwen3_grpo_checkpoints
 from .hub.weights import (
@@ -19,6 +20,7 @@ from .hub.weights import (
     unwrapped,
     weights_file,
 )
+from .kinds import FLAG, number, shown, whole
 from .qwen3 import Qwen3Model, rope_tables
 from .runs.card import export_card
 from .tokenizer import CHAT_TEMPLATE, Qwen3Tokenizer, stop_ids
@@ -61,6 +63,13 @@ _HF_CONFIG = {
     "rms_norm_eps": "rms_norm_eps",
     "tied": "tie_word_embeddings",
 }
+# What these must be. The largest Qwen3 models have a third of it or less.
+_HF_KINDS = {
+    "vocab_size": whole(1, 2**20), "max_position_embeddings": whole(1, 2**20), "hidden_size": whole(1, 2**15),
+    "num_attention_heads": whole(1, 1024), "num_hidden_layers": whole(1, 512), "intermediate_size": whole(1, 2**18),
+    "head_dim": whole(2, 1024), "num_key_value_heads": whole(1, 1024), "rope_theta": number(1, 1e12),
+    "rms_norm_eps": number(0, 1), "tie_word_embeddings": FLAG,
+}  # fmt: skip
 # What the architecture here does not have: each must be absent or have this value.
 _HF_FIXED = {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False}
 # What decides, beside the weights, how a model reads and ends text: it goes with a model from directory to directory.
@@ -111,6 +120,12 @@ def load_model_and_tokenizer(
     directory = model_directory(which_model, local_dir)
     model = load_model(directory, device, dtype)
     tokenizer = load_tokenizer(directory, chat=_chat_by_name(which_model))
+    highest = max(tokenizer.backend.get_vocab(with_added_tokens=True).values(), default=0)
+    if highest >= model.cfg["vocab_size"]:
+        raise ValueError(
+            f"the tokenizer in {directory} has a token with the id {highest}, but the model's embedding "
+            f"has only {model.cfg['vocab_size']} rows: they do not belong together"
+        )
     if tokenizer.vocab_size > model.cfg["vocab_size"]:
         raise ValueError(
             f"the tokenizer in {directory} has {tokenizer.vocab_size} tokens, but the model's embedding "
@@ -211,7 +226,7 @@ def load_tokenizer(directory: str | Path, chat: bool | None = None) -> Qwen3Toke
         tokenizer.eos_token_id, tokenizer.eos_token = known[0], tokenizer.backend.id_to_token(known[0])
     tokenizer.more_eos_token_ids = tuple(stops)
     if (directory / "tokenizer_config.json").is_file():
-        _read_json(directory / "tokenizer_config.json")  # which must be whole to be written again
+        read_object(directory / "tokenizer_config.json")  # which must be whole to be written again
     files = {path.relative_to(directory).as_posix(): path for name in _CHAT_FILES for path in directory.glob(name)}
     licences = {path.name: path for name in LICENCES for path in directory.glob(name)}
     content = {name: path.read_bytes() for name, path in (files | licences).items() if path.is_file()}
@@ -232,20 +247,20 @@ def stop_tokens(directory: str | Path) -> list[int]:
     """The ids at which a model's text ends: from generation_config.json, or else from config.json."""
     for name in ("generation_config.json", "config.json"):
         path = Path(directory) / name
-        ids = _read_json(path).get("eos_token_id") if path.is_file() else None
+        ids = read_object(path).get("eos_token_id") if path.is_file() else None
         if ids is not None:
             ids = ids if isinstance(ids, list) else [ids]
             if not all(type(i) is int and 0 <= i < 2**31 for i in ids):
-                raise ValueError(f"{path} has eos_token_id = {ids!r}; expected the id of a token, or a list of them")
+                raise ValueError(f"{path} has eos_token_id {shown(ids)}; expected the id of a token, or a list of them")
             return ids
     return []
 
 
 def read_config(path: str | Path) -> dict:
     """Our config dictionary from a Hugging Face config.json; ValueError when it is not a Qwen3 config."""
-    hf = _read_json(Path(path))
+    hf = read_object(Path(path))
     if hf.get("model_type") != "qwen3":
-        raise ValueError(f"{path} describes a {hf.get('model_type')!r} model; only 'qwen3' is supported")
+        raise ValueError(f"{path} describes a {shown(hf.get('model_type'))} model; only 'qwen3' is supported")
     hf.setdefault("tie_word_embeddings", False)  # `transformers` leaves out what is the default
     # Older versions of `transformers` have rope_scaling, newer ones rope_parameters, with the base in it.
     scaling = hf.pop("rope_scaling", None)
@@ -254,20 +269,27 @@ def read_config(path: str | Path) -> dict:
             continue
         kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
         if kind != "default":
-            raise ValueError(f"{path} has rope_scaling = {rope!r}; only the default is supported")
+            raise ValueError(f"{path} has rope_scaling = {shown(rope)}; only the default is supported")
         if hf.get("rope_theta") is None:
             hf["rope_theta"] = rope.get("rope_theta")
     for key, value in _HF_FIXED.items():
         if hf.get(key, value) != value:
-            raise ValueError(f"{path} has {key} = {hf[key]!r}; only {value!r} is supported")
+            raise ValueError(f"{path} has {key} = {shown(hf[key])}; only {value!r} is supported")
     missing = [key for key in _HF_CONFIG.values() if hf.get(key) is None]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}")
+    for key, kind in _HF_KINDS.items():
+        try:
+            kind.check(key, hf[key])
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    if hf["num_attention_heads"] % hf["num_key_value_heads"] or hf["head_dim"] % 2:
+        raise ValueError(f"{path}: num_attention_heads must be a multiple of num_key_value_heads, and head_dim even")
     cfg = {ours: hf[theirs] for ours, theirs in _HF_CONFIG.items()}
     name = hf.get("dtype") or hf.get("torch_dtype") or "float32"
-    cfg["dtype"] = getattr(torch, str(name), None)
+    cfg["dtype"] = getattr(torch, name, None) if isinstance(name, str) else None
     if cfg["dtype"] not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(f"{path} asks for weights of type {name!r}; expected float32, bfloat16 or float16")
+        raise ValueError(f"{path} asks for weights of type {shown(name)}; expected float32, bfloat16 or float16")
     return cfg
 
 
@@ -382,15 +404,3 @@ def _one_or_list(ids: tuple[int, ...]) -> int | list[int]:
 
 def _json(content: dict) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"there is no file {path}; expected a Hugging Face model directory") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object")
-    return content

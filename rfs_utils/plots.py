@@ -20,6 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import MaxNLocator
 
+from .kinds import number, shown
+
 POLICY = "#0072B2"  # blue: the model in training
 REWARD = "#E69F00"  # orange: rewards and whatever gives them
 LENGTH = "#56B4E9"  # sky blue: response lengths
@@ -167,28 +169,32 @@ def read_metrics(
     """
     with open(path, newline="", encoding="utf-8", errors="replace") as file:
         reader = csv.reader(file)
-        header = [name.strip() for name in next(reader, [])]
-        missing = [name for name in required if name not in header]
-        if missing:
-            raise ValueError(f"{path}, line 1: the header has no column {', '.join(missing)}.")
-        if "" in header or len(set(header)) < len(header):
-            raise ValueError(f"{path}, line 1: the header has an empty or a repeated column name.")
-        columns: dict[str, list[float | None]] = {name: [] for name in header}
-        for row in reader:
-            if not row:  # a blank line
-                continue
-            if len(row) != len(header):
-                raise ValueError(
-                    f"{path}, line {reader.line_num}: expected {len(header)} cells, "
-                    f"found {len(row)}."
-                )
-            for name, cell in zip(header, row, strict=True):
-                try:
-                    columns[name].append(float(cell) if cell.strip() else None)
-                except ValueError:
-                    raise ValueError(
-                        f"{path}, line {reader.line_num}: {name} is {cell!r}, not a number."
-                    ) from None
+        try:
+            return _read_columns(reader, path, required)
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {reader.line_num}: {error}.") from None
+
+
+def _read_columns(reader, path: str | os.PathLike, required: Sequence[str]) -> dict[str, list[float | None]]:
+    header = [name.strip() for name in next(reader, [])]
+    missing = [name for name in required if name not in header]
+    if missing:
+        raise ValueError(f"{path}, line 1: the header has no column {', '.join(missing)}.")
+    if "" in header or len(set(header)) < len(header):
+        raise ValueError(f"{path}, line 1: the header has an empty or a repeated column name.")
+    columns: dict[str, list[float | None]] = {name: [] for name in header}
+    for row in reader:
+        if not row:  # a blank line
+            continue
+        if len(row) != len(header):
+            raise ValueError(f"{path}, line {reader.line_num}: expected {len(header)} cells, found {len(row)}.")
+        for name, cell in zip(header, row, strict=True):
+            try:
+                columns[name].append(float(cell) if cell.strip() else None)
+            except ValueError:
+                raise ValueError(f"{path}, line {reader.line_num}: {name} is {shown(cell)}, not a number.") from None
+            if name == "step" and not number(0, 1e15).fits(columns[name][-1]):
+                raise ValueError(f"{path}, line {reader.line_num}: {name} is {shown(cell)}, not the number of a step.")
     return columns
 
 

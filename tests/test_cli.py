@@ -14,9 +14,10 @@ from small import make_tokenizer, tokenizer_file
 from rfs_utils import ch07
 from rfs_utils.cli import COMMANDS, main, make_parser
 from rfs_utils.exercises import pretrain
+from rfs_utils.files import read_fields
 from rfs_utils.models import WEIGHTS_DIR, load_model_and_tokenizer
 from rfs_utils.plots import read_metrics
-from rfs_utils.runs.folder import cut_log, read_json
+from rfs_utils.runs.folder import BEFORE, cut_log
 from rfs_utils.runs.page import read_samples
 
 
@@ -98,7 +99,8 @@ def test_damaged_samples(content, folder, capsys):
 
 
 def test_a_limit_of_samples_below_one(folder, capsys):
-    assert "limit must be at least 1, got 0" in error_of(capsys, "samples", folder, "--limit", 0)
+    line = error_of(capsys, "samples", folder, "--limit", 0)
+    assert "limit must be a whole number from 1 to 1,000,000; got 0" in line
 
 
 def test_damaged_logs_and_results_are_named(folder):
@@ -108,8 +110,8 @@ def test_damaged_logs_and_results_are_named(folder):
             cut_log(folder / name, 5)
         assert (folder / name).read_text() == content
     (folder / "before.json").write_text("[]")
-    with pytest.raises(ValueError, match="before.json is missing or damaged"):
-        read_json(folder / "before.json")
+    with pytest.raises(ValueError, match="before.json must hold a JSON object"):
+        read_fields(folder / "before.json", BEFORE)
     (folder / "metrics.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="metrics.csv, line 1"):
         read_metrics(folder / "metrics.csv")

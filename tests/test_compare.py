@@ -68,9 +68,9 @@ def test_bad_comparisons_are_one_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     for arguments, message in (
-        (["--methods", "grpo,pppo"], "unknown method 'pppo'"),
+        (["--methods", "grpo,pppo"], "method must be one of grpo, grpo_mean"),
         (["--csv", "other.csv"], "other.csv is not the CSV of a comparison"),
-        (["--seeds", "0"], "seeds must be at least 1"),
+        (["--seeds", "0"], "seeds must be a whole number from 1 to 10,000; got 0"),
     ):
         assert main(["compare", *arguments]) == 2
         err = capsys.readouterr().err

@@ -122,7 +122,7 @@ def test_a_reward_that_returns_nonsense_is_named(returned, message):
     [
         ("", "unknown reward ''"),
         ("accuracy,", "unknown reward ''"),
-        ("accuracy=inf", "must be finite"),
+        ("accuracy=inf", "must be from -1e6 to 1e6"),
         ("accuracy,format,accuracy=0.5", "reward 'accuracy' is named twice"),
         ("json:nothing", "module 'json' has no function 'nothing'"),
     ],

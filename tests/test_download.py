@@ -19,7 +19,7 @@ import torch
 from small import ids_of, make_directory, make_model
 from standin import StandIn, sha256
 
-from rfs_utils import data, models
+from rfs_utils import data, files, models
 from rfs_utils.cli import main
 from rfs_utils.data import load_math500_test, load_math_train, load_problems
 from rfs_utils.hub import download
@@ -232,7 +232,7 @@ def test_write_that_fails_leaves_no_file(tmp_path, monkeypatch):
     (tmp_path / "math.json").write_text("before")
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ValueError, match="cannot write .*: No space left on device"):
-        download.write_atomically(tmp_path / "math.json", b"after")
+        files.write_atomically(tmp_path / "math.json", b"after")
     assert files_in(tmp_path) == ["math.json"]
     assert (tmp_path / "math.json").read_text() == "before"
 

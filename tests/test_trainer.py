@@ -601,28 +601,28 @@ def test_a_run_that_stopped_before_its_first_step_begins(tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["--model", "tiny-bose"], "unknown model 'tiny-bose'.*tiny-base, tiny-reasoning"),
-        (["--method", "ppo"], "unknown method 'ppo'.*grpo"),
-        (["--num-rollouts", "1"], "num_rollouts must be at least 2"),
-        (["--steps", "0"], "steps must be at least 1, got 0"),
-        (["--steps", "-5"], "steps must be at least 1"),
+        (["--method", "ppo"], "method must be one of grpo, .*; got 'ppo'"),
+        (["--num-rollouts", "1"], "num_rollouts must be a whole number from 2 to 100,000; got 1"),
+        (["--steps", "0"], "steps must be a whole number from 1 to 1,000,000; got 0"),
+        (["--steps", "-5"], "steps must be a whole number from 1 to .*; got -5"),
         (["--rewards", "acuracy"], "unknown reward 'acuracy': known are accuracy, format"),
         (["--rewards", "accuracy=x"], "weight of reward 'accuracy' must be a number"),
         (["--rewards", "nowhere:f"], "cannot import the module of reward 'nowhere:f'"),
-        (["--kl-coef", "-1"], "kl_coef must be a number, 0 or more"),
-        (["--schedule", "zigzag"], "unknown schedule 'zigzag': known are constant, linear, cosine"),
+        (["--kl-coef", "-1"], r"kl_coef must be a number from 0 to 1e\+06"),
+        (["--schedule", "zigzag"], "schedule must be one of constant, linear, cosine; got 'zigzag'"),
         (["--config", "taken/file"], "taken/file is not a TOML file"),
         (["--config", "missing.toml"], "cannot read the config missing.toml"),
-        (["--temperature", "0"], "temperature must be a positive number"),
-        (["--temperature", "nan"], "temperature must be a positive number"),
-        (["--lr", "-1"], "lr must be a positive number"),
-        (["--top-p", "1.2"], "top_p must be greater than 0 and at most 1"),
-        (["--max-new-tokens", "0"], "max_new_tokens must be at least 1"),
+        (["--temperature", "0"], "temperature must be a number from 0.001 to 1,000; got 0.0"),
+        (["--temperature", "nan"], "temperature must be a number from 0.001 to 1,000; got nan"),
+        (["--lr", "-1"], "lr must be a number from 1e-12 to 100; got -1.0"),
+        (["--top-p", "1.2"], "top_p must be a number from 1e-06 to 1; got 1.2"),
+        (["--max-new-tokens", "0"], "max_new_tokens must be a whole number from 1"),
         (["--max-new-tokens", "480"], "480 new tokens do not fit: the longest prompt has .* of the 512"),
-        (["--seed", "20261231235959"], "seed must be below 4294967296"),
+        (["--seed", "20261231235959"], "seed must be a whole number from 0 to 4,294,967,295"),
         (["--data", "math500"], "training on math500 needs held-out problems"),
         (["--dtype", "bfloat16", "--optimizer", "adamw"], "adamw would lose most of its small steps"),
         (["--out", "taken"], "taken exists already and is not empty"),
-        (["--out", "taken/file"], "taken/file exists already"),
+        (["--out", "taken/file"], "taken/file: a file is in its place"),
         (["--out", "taken/file/deeper"], "cannot create the output folder"),
     ],
 )
@@ -689,5 +689,5 @@ def test_pretrain_refuses_a_folder_that_holds_something(tmp_path, capsys):
     assert main(["pretrain", "--out", str(tmp_path)]) == 2
     assert "not empty" in capsys.readouterr().err
     assert main(["pretrain", "--out", str(tmp_path / "new"), "--steps", "0"]) == 2
-    assert "steps must be at least 1" in capsys.readouterr().err
+    assert "steps must be a whole number from 1" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()

@@ -9,7 +9,16 @@ from math import cos, pi
 from pathlib import Path
 
 from ..ch07 import KL_KINDS, METHODS, Method
-from ..sampling import check_group, check_sampling
+from ..kinds import (
+    FLAG,
+    NAME,
+    Kind,
+    number,
+    one_of,
+    optional,
+    shown,
+    whole,
+)
 from .memory import DTYPES, MEMORY
 from .optim import OPTIMIZERS
 from .rewards import parse_rewards
@@ -22,9 +31,16 @@ else:
 SCHEDULES = ("constant", "linear", "cosine")
 
 
-def option(default, text: str):
-    """A setting with its one-line description, which the command line shows."""
-    return field(default=default, metadata={"help": text})
+# Settings that may change when a run goes on. With any other one it would no longer be the run that it was.
+MAY_CHANGE = (
+    "steps", "eval_data", "eval_every", "eval_problems", "checkpoint_every", "keep_checkpoints", "stop_on_collapse",
+    "tensorboard", "out",
+)  # fmt: skip
+
+
+def option(default, text: str, kind: Kind = NAME):
+    """A setting with its one-line description, which the command line shows, and what it must be."""
+    return field(default=default, metadata={"help": text, "kind": kind})
 
 
 @dataclass
@@ -32,70 +48,62 @@ class TrainConfig:
     """Everything that decides a run; the same values give the same run up to the rounding of the hardware."""
 
     model: str = option("tiny-base", "tiny-base, tiny-reasoning, qwen3-0.6b-base, qwen3-0.6b, or a model directory")
-    method: str = option("grpo", f"the algorithm: {', '.join(METHODS)}")
+    method: str = option("grpo", f"the algorithm: {', '.join(METHODS)}", one_of(*METHODS))
     data: str = option("tiny", "training problems: tiny, math-train, or a JSON(-lines) file with problem and answer")
     eval_data: str = option("auto", "held-out problems: tiny, math500, or a file; auto follows the data")
-    steps: int = option(50, "number of steps; each samples, rewards and updates")
-    prompts_per_step: int = option(8, "problems in each step")
-    num_rollouts: int = option(8, "sampled answers to each problem, at least 2")
-    updates_per_step: int = option(1, "optimiser steps on each set of rollouts")
-    max_new_tokens: int = option(96, "longest answer, in tokens")
-    temperature: float = option(1.0, "sampling temperature")
-    top_p: float = option(1.0, "sample from the likeliest tokens that hold this share of the probability")
+    steps: int = option(50, "number of steps; each samples, rewards and updates", whole(1, 10**6))
+    prompts_per_step: int = option(8, "problems in each step", whole(1, 10**5))
+    num_rollouts: int = option(8, "sampled answers to each problem, at least 2", whole(2, 10**5))
+    updates_per_step: int = option(1, "optimiser steps on each set of rollouts", whole(1, 10**4))
+    max_new_tokens: int = option(96, "longest answer, in tokens", whole(1, 10**6))
+    temperature: float = option(1.0, "sampling temperature", number(1e-3, 1e3))
+    top_p: float = option(
+        1.0, "sample from the likeliest tokens that hold this share of the probability", number(1e-6, 1)
+    )
     rewards: str = option("accuracy", "reward functions with weights, such as accuracy,format=0.5,my_module:my_reward")
-    lr: float = option(3e-4, "learning rate, at its highest")
-    warmup_steps: int = option(0, "steps in which the learning rate grows to its highest")
-    schedule: str = option("constant", f"learning rate after that: {', '.join(SCHEDULES)}")
-    weight_decay: float = option(0.0, "AdamW's weight decay")
-    max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
-    clip_low: float | None = option(None, "importance ratios are clipped below 1 - clip_low")
-    clip_high: float | None = option(None, "importance ratios are clipped above 1 + clip_high")
-    negative_weight: float | None = option(None, "negative advantages are multiplied by this")
-    kl_coef: float | None = option(None, "strength of the KL penalty towards the starting model")
-    kl: str | None = option(None, f"how that KL is estimated: {', '.join(KL_KINDS)}")
-    memory: str = option("auto", "auto fits the device and keeps small models in float32; low takes the least memory")
-    dtype: str = option("auto", f"type of the weights: auto follows memory, or {', '.join(DTYPES)}")
-    optimizer: str = option("auto", f"auto follows memory, or {', '.join(OPTIMIZERS)}")
-    micro_batch: int = option(0, "response tokens back-propagated at a time; 0 follows memory")
-    shard: bool = option(False, "under torchrun, each process keeps a part of the weights and AdamW's states (FSDP2)")
-    eval_every: int = option(10, "steps between evaluations on held-out problems; 0 is never")
-    eval_problems: int = option(100, "held-out problems in these evaluations")
-    checkpoint_every: int = option(50, "steps between checkpoints, besides the best and the last; 0 is only these")
-    keep_checkpoints: int = option(2, "checkpoints to keep, besides the best")
-    stop_on_collapse: bool = option(False, "stop when the run has collapsed, instead of only warning")
-    tensorboard: bool = option(False, "write TensorBoard files, too (needs the package tensorboard)")
-    seed: int = option(0, "seed of problems and sampling")
-    out: str | None = option(None, "folder for the results, new or empty (default: the next free one under runs/)")
+    lr: float = option(3e-4, "learning rate, at its highest", number(1e-12, 100))
+    warmup_steps: int = option(0, "steps in which the learning rate grows to its highest", whole(0, 10**6))
+    schedule: str = option("constant", f"learning rate after that: {', '.join(SCHEDULES)}", one_of(*SCHEDULES))
+    weight_decay: float = option(0.0, "AdamW's weight decay", number(0, 1e6))
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm", number(1e-9, 1e9))
+    clip_low: float | None = option(None, "importance ratios are clipped below 1 - clip_low", optional(number(0, 1e6)))
+    clip_high: float | None = option(
+        None, "importance ratios are clipped above 1 + clip_high", optional(number(0, 1e6))
+    )
+    negative_weight: float | None = option(None, "negative advantages are multiplied by this", optional(number(0, 1e6)))
+    kl_coef: float | None = option(
+        None, "strength of the KL penalty towards the starting model", optional(number(0, 1e6))
+    )
+    kl: str | None = option(None, f"how that KL is estimated: {', '.join(KL_KINDS)}", one_of(None, *KL_KINDS))
+    memory: str = option(
+        "auto", "auto fits the device and keeps small models in float32; low takes the least memory", one_of(*MEMORY)
+    )
+    dtype: str = option(
+        "auto", f"type of the weights: auto follows memory, or {', '.join(DTYPES)}", one_of("auto", *DTYPES)
+    )
+    optimizer: str = option("auto", f"auto follows memory, or {', '.join(OPTIMIZERS)}", one_of("auto", *OPTIMIZERS))
+    micro_batch: int = option(0, "response tokens back-propagated at a time; 0 follows memory", whole(0, 10**9))
+    shard: bool = option(
+        False, "under torchrun, each process keeps a part of the weights and AdamW's states (FSDP2)", FLAG
+    )
+    eval_every: int = option(10, "steps between evaluations on held-out problems; 0 is never", whole(0, 10**6))
+    eval_problems: int = option(100, "held-out problems in these evaluations", whole(1, 10**6))
+    checkpoint_every: int = option(
+        50, "steps between checkpoints, besides the best and the last; 0 is only these", whole(0, 10**6)
+    )
+    keep_checkpoints: int = option(2, "checkpoints to keep, besides the best", whole(1, 10**6))
+    stop_on_collapse: bool = option(False, "stop when the run has collapsed, instead of only warning", FLAG)
+    tensorboard: bool = option(False, "write TensorBoard files, too (needs the package tensorboard)", FLAG)
+    seed: int = option(0, "seed of problems and sampling", whole(0, 2**32 - 1))
+    out: str | None = option(
+        None, "folder for the results, new or empty (default: the next free one under runs/)", optional(NAME)
+    )
 
     def check(self) -> None:
         """ValueError with one sentence for the first setting that makes no sense."""
-        for name, known in (
-            ("method", METHODS), ("memory", MEMORY), ("dtype", ("auto", *DTYPES)), ("schedule", SCHEDULES),
-            ("optimizer", ("auto", *OPTIMIZERS)), ("kl", (None, *KL_KINDS)),
-        ):  # fmt: skip
-            if getattr(self, name) not in known:
-                names = ", ".join(str(value) for value in known if value)
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}: known are {names}")
-        for name in ("steps", "prompts_per_step", "updates_per_step", "max_new_tokens", "eval_problems"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("warmup_steps", "micro_batch", "eval_every", "checkpoint_every", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.keep_checkpoints < 1:
-            raise ValueError(f"keep_checkpoints must be at least 1, got {self.keep_checkpoints}")
-        check_group(self.num_rollouts, self.temperature)
-        check_sampling(top_p=self.top_p)
-        for name in ("lr", "max_grad_norm"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
-        for name in ("weight_decay", "clip_low", "clip_high", "negative_weight", "kl_coef"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < float("inf"):
-                raise ValueError(f"{name} must be a number, 0 or more; got {value}")
+        for name, kind in setting_kinds().items():
+            kind.check(name, getattr(self, name))
         parse_rewards(self.rewards)
-        if self.seed >= 2**32:
-            raise ValueError(f"seed must be below {2**32}, got {self.seed}")
         if self.dtype == "bfloat16" and self.optimizer == "adamw" and not self.shard:
             raise ValueError("with dtype bfloat16, adamw would lose most of its small steps; expected another")
         if self.shard and self.optimizer not in ("auto", "adamw"):
@@ -116,6 +124,21 @@ class TrainConfig:
         return self.lr * {"constant": 1.0, "linear": 1 - done, "cosine": (1 + cos(pi * done)) / 2}[self.schedule]
 
 
+def setting_kinds() -> dict[str, Kind]:
+    """What each setting must be."""
+    return {setting.name: setting.metadata["kind"] for setting in fields(TrainConfig)}
+
+
+def check_unchanged(config: TrainConfig, made_with: dict, where: str | Path) -> None:
+    """ValueError when a setting that must stay is another one than a checkpoint was made with."""
+    for name, value in asdict(config).items():
+        if name not in MAY_CHANGE and name in made_with and made_with[name] != value:
+            raise ValueError(
+                f"{where} has {name} = {shown(value)}, but its run was begun with {shown(made_with[name])}; "
+                "put that back to go on, or begin a new run"
+            )
+
+
 def field_type(name: str) -> type:
     """The plain type of a setting: str, int, float or bool."""
     annotation = next(f.type for f in fields(TrainConfig) if f.name == name)
@@ -128,19 +151,25 @@ def read_config(path: str | Path) -> dict:
         settings = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"cannot read the config {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a TOML file: {error}") from None
-    known = [f.name for f in fields(TrainConfig)]
+    except (ValueError, RecursionError) as error:  # RecursionError: nested too deep
+        reason = "nested too deep" if isinstance(error, RecursionError) else str(error).partition(";")[0]
+        raise ValueError(f"{path} is not a TOML file: {reason}") from None
+    kinds = setting_kinds()
+    known = list(kinds)
     for key, value in settings.items():
         if key not in known:
             near = difflib.get_close_matches({"learning_rate": "lr"}.get(key, key), known, n=1)
             hint = f"the nearest known one is {near[0]!r}" if near else "`rfs train --help` lists the known ones"
             raise ValueError(f"{path}: unknown setting {key!r}; {hint}")
         wanted = field_type(key)
-        if wanted is float and type(value) is int:
+        if wanted is float and type(value) is int and abs(value) < 1e300:
             settings[key] = value = float(value)
         if type(value) is not wanted:
-            raise ValueError(f"{path}: {key} must be of type {wanted.__name__}, got {value!r}")
+            raise ValueError(f"{path}: {key} must be of type {wanted.__name__}, got {shown(value)}")
+        try:
+            kinds[key].check(key, value)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
     return settings
 
 

@@ -46,8 +46,8 @@ def parse_rewards(text: str) -> dict[str, tuple[RewardFunction, float]]:
             number = float(weight or 1)
         except ValueError:
             raise ValueError(f"the weight of reward {name!r} must be a number, got {weight!r}") from None
-        if not abs(number) < float("inf"):
-            raise ValueError(f"the weight of reward {name!r} must be finite, got {weight!r}")
+        if not abs(number) <= 1e6:
+            raise ValueError(f"the weight of reward {name!r} must be from -1e6 to 1e6, got {weight!r}")
         if name in rewards:
             raise ValueError(f"reward {name!r} is named twice; expected each once, with its weight")
         rewards[name] = (load_reward(name), number)

@@ -127,27 +127,6 @@ def _reason(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it, so that the final name never stands for half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_atomically(path: str | Path, content: bytes) -> None:
-    """`replace_file`, with one sentence as a ValueError when the file cannot be written."""
-    try:
-        replace_file(Path(path), content)
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror or error}") from None
-
-
 # ------------------------------------------------------------------ the Hugging Face hub
 
 

@@ -3,16 +3,18 @@
 Names are Hugging Face's or the printed book's, with or without the parts that torch's wrappers of a model put in.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 
+from ..files import read_fields
+from ..kinds import NAME, table_of
+from ..memory_errors import is_out_of_memory
 from ..qwen3 import Qwen3Model
 
 # Our module names (the printed book's) and those of Hugging Face checkpoints.
@@ -36,6 +38,7 @@ _HF_LAYER_NAMES = {
 }
 # What torch.compile, DataParallel and its distributed kin, FSDP and activation checkpointing put into names.
 _WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")  # types of weights that can be read
 _INDEX = "model.safetensors.index.json"
 _HEAD, _EMBEDDING = "out_head.weight", "tok_emb.weight"
 
@@ -70,7 +73,7 @@ def from_hf_names(state: dict) -> dict:
     layer = {theirs: mine for mine, theirs in _HF_LAYER_NAMES.items()}
     renamed = {}
     for name, tensor in state.items():
-        if name.startswith("model.layers."):
+        if name.startswith("model.layers.") and name.count(".") > 2:
             _, _, index, rest = name.split(".", 3)
             name = f"trf_blocks.{index}.{layer.get(rest, rest)}"
         renamed[ours.get(name, name)] = tensor
@@ -128,10 +131,10 @@ def shard_files(index: str | Path) -> dict[str, Path]:
     """Which file each weight is in, from an index of shards; ValueError when the index or a shard is missing or odd."""
     index = Path(index)
     try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = {weight: index.parent / Path(file).name for weight, file in names.items()}
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{index} is not an index of weight files, or is damaged") from None
+        names = read_fields(index, {"weight_map": table_of(NAME)})["weight_map"]
+    except ValueError as error:
+        raise ValueError(f"{index} is not an index of weight files, or is damaged: {error}") from None
+    files = {weight: index.parent / Path(file).name for weight, file in names.items()}
     missing = sorted({file.name for file in files.values() if not file.is_file()})
     if missing:
         raise ValueError(f"{index.parent} is incomplete: {len(missing)} weight files are missing, such as {missing[0]}")
@@ -152,9 +155,16 @@ def _open_shards(index: Path) -> dict[str, StoredTensor]:
 def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
     try:
         with safe_open(path, framework="pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
+            slices = {name: file.get_slice(name) for name in file.keys()}
+            shapes = {name: tuple(found.get_shape()) for name, found in slices.items()}
+            types = {name: found.get_dtype() for name, found in slices.items()}
+    except Exception as error:  # the library has a type of its own, and raises torch's for what torch does not know
+        if is_out_of_memory(error):
+            raise
         raise ValueError(f"the checkpoint {path} is damaged or incomplete: {error}") from None
+    for name, found in types.items():
+        if found not in FLOATS:
+            raise ValueError(f"the weight {name} in {path} is of type {found}; expected one of {', '.join(FLOATS)}")
     return {name: StoredTensor(shape, partial(_read_safetensor, path, name)) for name, shape in shapes.items()}
 
 
@@ -173,6 +183,9 @@ def _open_state_dict(path: Path) -> dict[str, StoredTensor]:
         raise ValueError(f"the checkpoint {path} cannot be read as plain weights: {reason}") from None
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise ValueError(f"the checkpoint {path} is no state dict; expected names of weights with their tensors")
+    odd = [name for name, tensor in state.items() if not tensor.is_floating_point() or tensor.layout != torch.strided]
+    if odd or not all(isinstance(name, str) for name in state):
+        raise ValueError(f"the checkpoint {path} has weights that are no floating-point numbers, such as {odd[:1]}")
     return {name: StoredTensor(tuple(tensor.shape), tensor.clone) for name, tensor in state.items()}
 
 

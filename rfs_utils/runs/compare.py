@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 import statistics
 import time
 from collections import defaultdict
@@ -17,7 +18,8 @@ from ..data import generate_tiny_problems
 from ..engine.config import TrainConfig, format_config, read_config
 from ..engine.learner import Learner, training_problems
 from ..evaluate import evaluate_model
-from ..hub.download import write_atomically
+from ..files import write_atomically
+from ..kinds import shown
 from ..models import load_model_and_tokenizer
 from ..statistics import mean_and_interval
 from .folder import seed_everything
@@ -140,13 +142,27 @@ def read_comparison(path: str | Path) -> list[dict]:
         with Path(path).open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             rows = list(reader)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"cannot read {path}: {error}") from None
     if tuple(reader.fieldnames or ()) != COLUMNS:
         raise ValueError(f"{path} is not the CSV of a comparison; expected the columns {', '.join(COLUMNS)}")
     if any(None in row.values() or None in row for row in rows):
         raise ValueError(f"{path}: a line is damaged; expected {len(COLUMNS)} cells in each")
+    for number, row in enumerate(rows, start=2):
+        for name in COLUMNS[1:]:
+            if not _fits(name, row[name]):
+                raise ValueError(f"{path}, line {number}: {name} is {shown(row[name])}, not a number that it can be")
     return rows
+
+
+def _fits(name: str, cell: str) -> bool:
+    """Whether the text of a cell is a number, or is empty where nothing was measured."""
+    if name in ("seed", "step", "rollouts"):
+        return re.fullmatch(r"[0-9]{1,15}", cell) is not None
+    try:
+        return cell == "" and name in ("tokens", "reward") or math.isfinite(float(cell))
+    except ValueError:
+        return False
 
 
 def summarise(path: str | Path, methods: Sequence[str] | None = None) -> str:
@@ -160,6 +176,8 @@ def summarise(path: str | Path, methods: Sequence[str] | None = None) -> str:
     for row in read_comparison(path):
         if methods is None or row["method"] in methods:
             runs[row["method"], row["seed"]].append(row)
+    if not runs:
+        raise ValueError(f"{path} has no run of {', '.join(methods) if methods else 'any method'} to be summarised")
     budget = min(float(rows[-1]["seconds"]) for rows in runs.values())
     by_method: dict[str, list[list[dict]]] = defaultdict(list)
     for (method, _), rows in runs.items():

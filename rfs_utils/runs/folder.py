@@ -8,7 +8,9 @@ steps since the last checkpoint.
 import csv
 import io
 import json
+import os
 import random
+import re
 import shutil
 import signal
 import threading
@@ -23,49 +25,121 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..engine import parallel, sharding
+from ..files import (
+    check_fields,
+    parse_json,
+    read_fields,
+    write_json,
+    write_text,
+)
 from ..folders import others, replace_folder, restore
-from ..hub.download import replace_file
 from ..hub.weights import load_weights
+from ..kinds import (
+    ANY_NUMBER,
+    OBJECT,
+    TEXT,
+    Kind,
+    list_of,
+    number,
+    optional,
+    record,
+    table_of,
+    whole,
+)
+from ..memory_errors import is_out_of_memory
 from ..models import (
     LICENCES,
     OWN_FILES,
-    check_new,
     write_config_files,
     write_model_files,
 )
 from ..plots import read_metrics
 from ..qwen3 import Qwen3Model
 from ..tokenizer import Qwen3Tokenizer
+from .watch import WATCHED
 
 CHECKPOINT_FILES = (*OWN_FILES, *LICENCES, "optimizer.safetensors", "random.safetensors", "state.json")
 
 
-def make_run_folder(out: str | None, name: str) -> Path:
-    """A new, empty folder: `out`, or the next free name under runs/. Never one that holds something."""
-    if out is not None:
-        folder = Path(out)
-        check_new(folder, "already and is not empty", f"another --out, or --resume {folder}")
-    else:
-        number = 1
-        folder = Path("runs") / name
-        while folder.exists():
+# What must be in the files of a run: it is checked before anything is done with them.
+_ACCURACY_AND_TOKENS = list_of(number(0), 2)
+BEFORE = {
+    "all": _ACCURACY_AND_TOKENS,
+    "levels": table_of(_ACCURACY_AND_TOKENS),
+    "harder": optional(table_of(_ACCURACY_AND_TOKENS)),
+    "harder_accuracy": optional(number(0, 1)),
+    "responses": list_of(TEXT),
+}
+_BEST = Kind(
+    "an accuracy and its step, or -1 and null",
+    lambda best: isinstance(best, list) and len(best) == 2 and number(-1, 1).fits(best[0]) and _STEP.fits(best[1]),
+)
+_STEP = optional(whole())
+_WATCHED = {name: optional(ANY_NUMBER) if name in ("reward_avg", "accuracy") else ANY_NUMBER for name in WATCHED}
+STATE = {"step": whole(), "cursor": whole(), "optimizer": table_of(number()), "random": OBJECT}
+LATER_STATE = {  # which checkpoints of former times do not all have
+    "seconds": number(0),
+    "best": _BEST,
+    "skipped": whole(),
+    "watch": record(
+        recent=list_of(record(**_WATCHED)), best_reward=optional(ANY_NUMBER), warned=list_of(TEXT)
+    ),
+    "ended_early": optional(TEXT),
+    "settings": OBJECT,
+}  # fmt: skip
+
+
+def make_run_folder(out: str | None, name: str, config: str) -> Path:
+    """A new folder with the text `config` as its config.toml: `out`, or the next free name under runs/.
+
+    Never one that holds something, nor one that another run takes at the same moment. ValueError when `out` is such
+    a one, or cannot be made.
+    """
+    folder, number = Path(out or f"runs/{name}"), 1
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=out is not None)
+            break
+        except FileExistsError as error:
+            if out is not None or Path("runs").exists() and not Path("runs").is_dir():
+                raise _not_made(folder, error) from None
             number += 1
-            folder = Path("runs") / f"{name}-{number}"
+            folder = Path(f"runs/{name}-{number}")
+        except OSError as error:
+            raise _not_made(folder, error) from None
+    taken = f"{folder} exists already and is not empty; choose another --out, or --resume {folder}"
+    claim = folder / ".config.toml.tmp"  # of two runs only one can make it
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        with claim.open("x", encoding="utf-8") as file:
+            file.write(config)
+        if os.listdir(folder) != [claim.name]:
+            claim.unlink()
+            raise ValueError(taken)
+        os.replace(claim, folder / "config.toml")
+    except FileExistsError:
+        raise ValueError(taken) from None
     except OSError as error:
-        raise ValueError(f"cannot create the output folder {folder}: {error.strerror}") from None
+        claim.unlink(missing_ok=True)
+        raise _not_made(folder, error) from None
     return folder
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    replace_file(path, text.encode())
+def _not_made(folder: Path, error: OSError) -> ValueError:
+    if isinstance(error, FileExistsError):
+        return ValueError(f"cannot create the output folder {folder}: a file is in its place")
+    return ValueError(f"cannot create the output folder {folder}: {error.strerror}")
 
 
-def write_json(path: Path, content: dict | list) -> None:
-    """Write JSON, whole or not at all."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+def remove_unfinished(folder: Path) -> None:
+    """Delete the files and folders under temporary names that a killed run has left in its folder."""
+    for path in folder.iterdir():
+        if re.fullmatch(r"\.((config\.toml|\w+\.(csv|jsonl|json|html))\.\d+\.tmp|curves\.\d+\.part\.png)", path.name):
+            path.unlink()
+        elif re.fullmatch(r"\.model-\w{8}", path.name):
+            shutil.rmtree(path, ignore_errors=True)
+    model = folder / "model"  # without its configuration save_model takes it for somebody else's folder
+    if model.is_dir() and not (model / "config.json").is_file() and not others(model, OWN_FILES):
+        shutil.rmtree(model)
 
 
 def read_run(folder: Path, required: Sequence[str] = ("step",)) -> dict[str, list[float | None]]:
@@ -76,20 +150,9 @@ def read_run(folder: Path, required: Sequence[str] = ("step",)) -> dict[str, lis
     metrics = read_metrics(folder / "metrics.csv", required)
     if not (folder / "before.json").is_file():
         return metrics
-    accuracy, tokens = read_json(folder / "before.json")["all"]
+    accuracy, tokens = read_fields(folder / "before.json", BEFORE)["all"]
     first = {"step": 0, "eval_accuracy": accuracy, "eval_tokens": tokens}
     return {name: [first.get(name), *values] for name, values in metrics.items()}
-
-
-def read_json(path: Path) -> dict:
-    """A JSON file of a run; ValueError when it is missing or damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
-        content = None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is missing or damaged")
-    return content
 
 
 # ------------------------------------------------------------------ logs
@@ -106,8 +169,8 @@ def cut_log(path: Path, last_step: int) -> None:
             column = next(csv.reader(lines), ["step"]).index("step")
             kept = lines[:1] + [line for line in lines[1:] if int(next(csv.reader([line]))[column]) <= last_step]
         else:
-            kept = [line for line in lines if json.loads(line)["step"] <= last_step]
-    except (ValueError, IndexError, KeyError, TypeError):
+            kept = [line for line in lines if parse_json(line)["step"] <= last_step]
+    except (ValueError, LookupError, TypeError, csv.Error):
         raise ValueError(f"{path} is damaged; move it away to go on without it") from None
     if kept[1:] or path.suffix != ".csv":
         write_text(path, "".join(kept))
@@ -118,8 +181,8 @@ def cut_log(path: Path, last_step: int) -> None:
 def append_lines(path: Path, records: list[dict]) -> None:
     """Append records to a JSON-lines file."""
     text = io.StringIO()
-    for record in records:
-        text.write(json.dumps(record, ensure_ascii=False) + "\n")
+    for line in records:
+        text.write(json.dumps(line, ensure_ascii=False) + "\n")
     with path.open("a", encoding="utf-8") as file:
         file.write(text.getvalue())
 
@@ -135,7 +198,7 @@ def save_run_checkpoint(
     All processes call it; process 0 writes, unless the model is in parts. The directory gets its name when all of it
     is on the disk. Raises OSError, on all processes, when it cannot be written; older checkpoints are as they were.
     """
-    final = folder / "checkpoints" / f"step-{step:05d}"
+    final = folder / "checkpoints" / checkpoint_name(step)
     temporary = final.with_name(f".{final.name}.tmp")
     tensors, numbers = pack_optimizer(optimizer)
     random_tensors, random_numbers = random_states()
@@ -178,10 +241,16 @@ def finish_checkpoint(temporary: Path, final: Path, content: dict) -> None:
     replace_folder(temporary, final, CHECKPOINT_FILES)
 
 
+def checkpoint_name(step: int) -> str:
+    """The name of a checkpoint's directory: step-00050."""
+    return f"step-{step:05d}"
+
+
 def checkpoint_steps(folder: Path) -> list[int]:
-    """Steps of the whole checkpoints of a run, in order."""
-    found = (folder / "checkpoints").glob("step-*/state.json")
-    return sorted(int(path.parent.name.removeprefix("step-")) for path in found)
+    """Steps of the whole checkpoints of a run, in order. Other names, as step-00050-backup, are somebody else's."""
+    names = [path.parent.name for path in (folder / "checkpoints").glob("step-*/state.json")]
+    steps = [int(name.removeprefix("step-")) for name in names if re.fullmatch(r"step-[0-9]{5,12}", name)]
+    return sorted(step for step in steps if checkpoint_name(step) in names)
 
 
 def prune_checkpoints(folder: Path, keep: int, best: int | None) -> None:
@@ -192,7 +261,7 @@ def prune_checkpoints(folder: Path, keep: int, best: int | None) -> None:
     remove_leftovers(folder / "checkpoints")
     steps = checkpoint_steps(folder)
     for step in set(steps[:-keep]) - {best}:
-        path = folder / "checkpoints" / f"step-{step:05d}"
+        path = folder / "checkpoints" / checkpoint_name(step)
         if not others(path, CHECKPOINT_FILES):
             path.rename(path.with_name(f".{path.name}.old"))  # so that half a checkpoint never has a whole one's name
     remove_leftovers(folder / "checkpoints")
@@ -207,9 +276,19 @@ def remove_leftovers(checkpoints: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
+def read_state(directory: Path) -> dict:
+    """What state.json of a checkpoint holds; ValueError when it is damaged."""
+    state = read_fields(directory / "state.json", STATE)
+    later = {name: kind for name, kind in LATER_STATE.items() if name in state}
+    check_fields(state, later, directory / "state.json")
+    if checkpoint_name(state["step"]) != directory.name:
+        raise ValueError(f"{directory / 'state.json'} is damaged: it is of step {state['step']}")
+    return state
+
+
 def load_run_checkpoint(directory: Path, model: Qwen3Model, optimizer: torch.optim.Optimizer) -> dict:
     """Fill model, optimiser and random states from a checkpoint; returns its state. ValueError when damaged."""
-    state = read_json(directory / "state.json")
+    state = read_state(directory)
     try:
         if sharding.is_sharded(model):
             tensors = sharding.load_parts(directory, model, optimizer.param_groups[0]["params"])
@@ -218,8 +297,11 @@ def load_run_checkpoint(directory: Path, model: Qwen3Model, optimizer: torch.opt
             tensors = load_file(directory / "optimizer.safetensors")
         unpack_optimizer(optimizer, tensors, state["optimizer"])
         restore_random_states(load_file(directory / "random.safetensors"), state["random"])
-    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
-        raise ValueError(f"the checkpoint {directory} is damaged or belongs to another run: {error}") from None
+    except Exception as error:  # the libraries that read tensors and random states raise many types
+        if is_out_of_memory(error):
+            raise
+        reason = str(error).encode(errors="backslashreplace").decode()  # which quotes what it has found
+        raise ValueError(f"the checkpoint {directory} is damaged or belongs to another run: {reason}") from None
     return state
 
 
@@ -240,10 +322,17 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Te
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict, numbers: dict) -> None:
     """Put back what `pack_optimizer` took."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict] = {}
     for name, value in (tensors | numbers).items():
         index, _, key = name.partition(".")
         state.setdefault(int(index), {})[key] = value
+    for index, found in state.items():
+        # LowMemoryAdamW has its states from the beginning; torch's AdamW gets them in the first step.
+        shapes = {key: getattr(value, "shape", ()) for key, value in optimizer.state[params[index]].items()}
+        shapes = shapes or {"step": (), "exp_avg": params[index].shape, "exp_avg_sq": params[index].shape}
+        if {key: getattr(value, "shape", ()) for key, value in found.items()} != shapes:
+            raise ValueError(f"the states of weight {index} are none of this optimizer")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -282,6 +371,26 @@ class StopRequest:
     """Whether the user or the system has asked the run to stop; `number` is the signal's."""
 
     number: int | None = None
+
+
+@contextmanager
+def stopped_at_once():
+    """Turn SIGTERM into a KeyboardInterrupt, as Ctrl-C is one; the request tells which it was."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request  # only the main thread may set handlers
+        return
+
+    def handle(number, frame):
+        request.number = number
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -3,14 +3,23 @@
 What a model wrote is text here and nothing else: every character goes through `html.escape`.
 """
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from html import escape
 from pathlib import Path
 
-from .folder import read_json, read_run, write_text
+from .. import kinds
+from ..files import parse_json, read_fields, write_text
+from ..kinds import TEXT, optional, whole
+from .folder import read_run
+
+RESULT = {  # of result.json, what the page needs
+    "accuracy_before": kinds.number(0, 1), "accuracy_after": kinds.number(0, 1), "tokens_before": kinds.number(0),
+    "tokens_after": kinds.number(0), "harder_accuracy_before": optional(kinds.number(0, 1)),
+    "harder_accuracy_after": optional(kinds.number(0, 1)), "steps": whole(), "seconds": kinds.number(0),
+    "seed": whole(), "method": TEXT, "model": TEXT, "ended_early": optional(TEXT),
+}  # fmt: skip
 
 CURVES = {  # column of metrics.csv: title, and what it tells
     "reward_avg": ("Mean reward", "of the sampled answers"),
@@ -69,13 +78,17 @@ update();
 """
 
 
-def write_page(folder: Path) -> Path:
-    """Write report.html for a run that has metrics; returns its path. ValueError when there is nothing to show."""
+def write_page(folder: Path, result: dict | None = None) -> Path:
+    """Write report.html for a run that has metrics; returns its path. ValueError when there is nothing to show.
+
+    `result` is what result.json holds, or will hold (default: what is in it, if it is there).
+    """
     folder = Path(folder)
     if not (folder / "metrics.csv").is_file():
         raise ValueError(f"{folder} is not the folder of a run; expected metrics.csv in it")
     metrics = read_run(folder)
-    result = read_json(folder / "result.json") if (folder / "result.json").is_file() else {}
+    if result is None:
+        result = read_fields(folder / "result.json", RESULT) if (folder / "result.json").is_file() else {}
     records = read_samples(folder)
     parts = [
         f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(folder.name)}</title>",
@@ -101,8 +114,8 @@ def read_samples(folder: Path) -> list[dict]:
     records = []
     for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except (ValueError, RecursionError):
+            records.append(parse_json(line))
+        except ValueError:
             raise ValueError(f"{path} is damaged: line {number} is not JSON") from None
         if fault := find_fault(records[-1]):
             raise ValueError(f"{path} is damaged: line {number} {fault}")
@@ -152,8 +165,8 @@ def format_result(result: dict) -> str:
         return "<p>This run is not finished.</p>"
     rows = [("held-out accuracy", f"{result['accuracy_before']:.1%}", f"{result['accuracy_after']:.1%}")]
     rows.append(("response tokens", f"{result['tokens_before']:.1f}", f"{result['tokens_after']:.1f}"))
-    if result.get("harder_accuracy_before") is not None:
-        harder = (result["harder_accuracy_before"], result["harder_accuracy_after"])
+    harder = (result["harder_accuracy_before"], result["harder_accuracy_after"])
+    if None not in harder:
         rows.append(("harder levels, never trained on", *(f"{value:.1%}" for value in harder)))
     cells = "".join(f"<tr><td>{name}</td><td>{before}</td><td>{after}</td></tr>" for name, before, after in rows)
     about = f"{result['model']}, method {result['method']}, seed {result['seed']}"

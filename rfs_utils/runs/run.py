@@ -4,9 +4,11 @@ A run is a `Learner`, which knows how to do a step, with evaluation, logs, check
 """
 
 import math
+import signal
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -14,29 +16,42 @@ from tqdm import tqdm
 
 from ..ch06 import append_csv_metrics
 from ..engine import parallel
-from ..engine.config import TrainConfig, format_config, read_config
+from ..engine.config import (
+    MAY_CHANGE,
+    TrainConfig,
+    check_unchanged,
+    format_config,
+    read_config,
+)
 from ..engine.learner import Learner, training_problems
 from ..engine.sharding import gathered
-from ..evaluate import check_room
+from ..evaluate import (
+    check_room,
+    level_name,
+)
+from ..files import read_fields, write_json, write_text
+from ..memory_errors import is_out_of_memory
 from ..models import get_device, load_model_and_tokenizer, save_model
 from ..plots import plot_training, save_figure
 from .folder import (
+    BEFORE,
     append_lines,
+    checkpoint_name,
     checkpoint_steps,
     cut_log,
     load_run_checkpoint,
     make_run_folder,
     prune_checkpoints,
-    read_json,
     read_run,
+    read_state,
+    remove_unfinished,
     save_run_checkpoint,
     seed_everything,
     stop_on_signals,
-    write_json,
-    write_text,
+    stopped_at_once,
 )
 from .held_out import HeldOut
-from .page import write_page
+from .page import RESULT, read_samples, write_page
 from .watch import MAX_SKIPPED, Watch, collapsed
 
 
@@ -50,15 +65,10 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> dict:
     config.check()
     learner, held_out = prepare(config)
     name = f"{Path(config.model).name}-{config.method}-seed{config.seed}"
-    folder = parallel.on_main(make_run_folder, config.out, name)
-    parallel.on_main(write_text, folder / "config.toml", format_config(config))
-    evaluate_before(learner, held_out, folder)
-    return Run(learner, held_out, folder, report).go()
-
-
-def evaluate_before(learner: Learner, held_out: HeldOut, folder: Path) -> None:
-    """Keep what the model could do before the first step."""
-    parallel.on_main(write_json, folder / "before.json", held_out.summary(learner))
+    folder = parallel.on_main(make_run_folder, config.out, name, format_config(config))
+    run = Run(learner, held_out, folder, report)
+    run.evaluate_before()
+    return run.go()
 
 
 def resume(folder: str | Path, report: Callable[[str], None] = print, changes: dict | None = None) -> dict:
@@ -72,26 +82,50 @@ def resume(folder: str | Path, report: Callable[[str], None] = print, changes: d
         raise ValueError(f"{folder} is not the folder of a run; expected config.toml in it")
     config = TrainConfig(**{**read_config(folder / "config.toml"), **(changes or {})})
     config.check()
-    learner, held_out = prepare(config)
-    if not (folder / "before.json").is_file():  # it stopped before its first step
-        evaluate_before(learner, held_out, folder)
-    run = Run(learner, held_out, folder, report)
     steps = checkpoint_steps(folder)
     if not steps and (folder / "result.json").is_file():
         raise ValueError(f"the run in {folder} is finished, and none of its checkpoints is there to go on from")
     state = {"step": 0, "cursor": 0}
-    if steps:
-        try:
-            newest = folder / "checkpoints" / f"step-{steps[-1]:05d}"
-            state = load_run_checkpoint(newest, learner.model, learner.optimizer)
-        except ValueError as error:
-            older = f"; remove {newest} to go on from step {steps[-2]}" if len(steps) > 1 else ""
-            raise ValueError(f"{error}{older}") from None
-    if state["step"] >= config.steps and (folder / "result.json").is_file():
-        raise ValueError(f"the run in {folder} has done {state['step']} steps; raise --steps to go on")
+    newest = folder / "checkpoints" / checkpoint_name(steps[-1]) if steps else None
+    older = f"; remove {newest} to go on from step {steps[-2]}" if len(steps) > 1 else ""
+    if newest:  # what cannot go on is found before the model is loaded
+        with adding(older):
+            state = read_state(newest)
+        check_unchanged(config, state.get("settings", {}), folder / "config.toml")
+        if state["step"] >= config.steps and is_finished(folder, state["step"]):
+            raise ValueError(f"the run in {folder} has done {state['step']} steps; raise --steps to go on")
+    read_samples(folder)  # ValueError when it is damaged
+    learner, held_out = prepare(config)
+    run = Run(learner, held_out, folder, report)
+    if not run.before_fits():
+        run.evaluate_before()
+    if newest:
+        with adding(older):
+            load_run_checkpoint(newest, learner.model, learner.optimizer)
+    parallel.on_main(run.restore_logs, state["step"])
     parallel.on_main(write_text, folder / "config.toml", format_config(config))  # what it goes on with the next time
     run.restore(state)
     return run.go()
+
+
+@contextmanager
+def adding(text: str):
+    """Add something to the sentence of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{error}{text}") from None
+
+
+# What a finished run leaves; result.json is the last to be written.
+RESULTS = ("examples.json", "curves.png", "report.html", "model/config.json", "model/model.safetensors", "result.json")
+
+
+def is_finished(folder: Path, step: int) -> bool:
+    """Whether all results are there, and are those of a step."""
+    if not all((folder / name).is_file() for name in RESULTS):
+        return False
+    return read_fields(folder / "result.json", RESULT)["steps"] == step
 
 
 def prepare(config: TrainConfig) -> tuple[Learner, HeldOut]:
@@ -130,28 +164,64 @@ class Run:
         self.seconds, self.skipped = 0.0, 0
         self.best: list = [-1.0, None]  # held-out accuracy and step
         self.saved: int | None = None  # step of the last checkpoint
+        self.ended_early: str | None = None  # the warning that has ended the run
         self.board = open_board(folder) if self.config.tensorboard and self.is_main else None
+
+    def evaluate_before(self) -> None:
+        """Keep what the model can do before the first step, and how that was measured."""
+        with self.memory():
+            before = {**self.held_out.summary(self.learner), "measured": self.measured()}
+        with self.writing():
+            parallel.on_main(write_json, self.folder / "before.json", before)
+        seed_everything(self.config.seed)  # as if nothing had been drawn
+
+    def measured(self) -> dict:
+        """What decides the figures of the model before the first step."""
+        named = set(MAY_CHANGE) - {"eval_data", "eval_problems"}
+        return {name: value for name, value in asdict(self.config).items() if name not in named}
+
+    def before_fits(self) -> bool:
+        """Whether what the model could do before the first step was measured, with the same settings and problems."""
+        if not (self.folder / "before.json").is_file():
+            return False
+        before, held_out = read_fields(self.folder / "before.json", BEFORE), self.held_out
+        return (
+            before.get("measured", self.measured()) == self.measured()
+            and len(before["responses"]) == len(held_out.example_indices())
+            and before["levels"].keys() == {str(level_name(p.get("level", ""))) for p in held_out.problems}
+            and set(before["harder"] or ()) == {str(level_name(p.get("level", ""))) for p in held_out.harder}
+        )
+
+    def restore_logs(self, step: int) -> None:
+        """Cut off what the logs say of later steps; ValueError for a damaged one."""
+        remove_unfinished(self.folder)
+        for name in ("metrics.csv", "samples.jsonl"):
+            cut_log(self.folder / name, step)
+        if (self.folder / "metrics.csv").is_file():
+            read_run(self.folder)
 
     def restore(self, state: dict) -> None:
         """Go on from the state of a checkpoint."""
         self.learner.restore(state)
-        self.seconds, self.best = state.get("seconds", 0.0), state.get("best", self.best)
+        self.seconds = state.get("seconds", 0.0)
+        made_with = state.get("settings", {})
+        now = asdict(self.config)
+        if all(made_with.get(name, now[name]) == now[name] for name in ("eval_data", "eval_problems")):
+            self.best = state.get("best", self.best)  # else it was measured with other problems
+        if self.config.stop_on_collapse and not is_finished(self.folder, state["step"]):
+            self.ended_early = state.get("ended_early")
         self.saved = state["step"] or None
         self.skipped = state.get("skipped", 0)
         if "watch" in state:
             self.watch.restore(state["watch"])
-        if self.is_main:
-            for name in ("metrics.csv", "samples.jsonl"):
-                cut_log(self.folder / name, state["step"])
 
     def go(self, stop_after: int | None = None) -> dict:
         """Do the remaining steps and write the results; `stop_after` stops there, as a signal would."""
         learner, config = self.learner, self.config
+        steps = range(learner.done, learner.done if self.ended_early else config.steps)
         bar = tqdm(
-            range(learner.done, config.steps), desc="training", unit="step", initial=learner.done, total=config.steps,
-            disable=not self.is_main,
-        )  # fmt: skip
-        ended_early = None
+            steps, desc="training", unit="step", initial=learner.done, total=config.steps, disable=not self.is_main
+        )
         try:
             with stop_on_signals() as request:
                 for _ in bar:
@@ -162,23 +232,28 @@ class Run:
                     # Before anything is saved, so that a checkpoint knows of its step.
                     warning = self.watch.check(metrics)
                     self.skipped = self.skipped + 1 if metrics["skipped_updates"] else 0
+                    if warning and config.stop_on_collapse and collapsed(warning):
+                        self.ended_early = warning
                     self.log(metrics, bar)
                     if warning:
                         self.report(f"step {learner.done}: {warning}")
-                        if config.stop_on_collapse and collapsed(warning):
-                            ended_early = warning
-                            break
+                    if self.ended_early:
+                        break
                     self.check_skipped()
                     number = 2 if learner.done == stop_after else request.number
                     number = next((n for n in parallel.gather(number) if n is not None), None)
-                    if number is not None and learner.done < config.steps:
+                    if number is not None:
                         with self.writing():
                             self.checkpoint(must=True)
                         raise RunStopped(self.folder, learner.done, number)
                     if config.checkpoint_every and learner.done % config.checkpoint_every == 0:
                         self.checkpoint()
             self.checkpoint()
-            return self.finish(ended_early)
+            with stopped_at_once() as request:
+                try:
+                    return self.finish()
+                except KeyboardInterrupt:
+                    raise RunStopped(self.folder, learner.done, request.number or signal.SIGINT) from None
         finally:
             bar.close()
 
@@ -199,7 +274,9 @@ class Run:
         """End the run with one sentence when the device's memory is too small."""
         try:
             yield
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             left = f"; the checkpoint of step {self.saved} is whole" if self.saved else ""
             raise RunFailed(
                 f"the memory of {self.learner.device} is too small for step {self.learner.done}: --memory low, fewer "
@@ -221,7 +298,8 @@ class Run:
         due = config.eval_every and step % config.eval_every == 0
         result = None
         if due:
-            result = self.held_out.evaluate(learner, self.held_out.problems[: config.eval_problems])
+            with self.memory():
+                result = self.held_out.evaluate(learner, self.held_out.problems[: config.eval_problems])
         metrics |= {
             "eval_accuracy": result and result.accuracy,
             "eval_tokens": result and result.mean_tokens,
@@ -255,7 +333,7 @@ class Run:
         if self.saved == step:
             return
         state = {**learner.state(), "seconds": self.seconds, "best": self.best, "skipped": self.skipped}
-        state["watch"] = self.watch.state()
+        state |= {"watch": self.watch.state(), "ended_early": self.ended_early, "settings": asdict(self.config)}
         try:
             save_run_checkpoint(self.folder, step, learner.model, learner.tokenizer, learner.optimizer, state)
             self.saved = step
@@ -266,17 +344,18 @@ class Run:
             kept = f"the one of step {self.saved} stays" if self.saved else "there is none yet"
             self.report(f"could not save the checkpoint of step {step}: {error}; {kept}")
 
-    def finish(self, ended_early: str | None) -> dict:
-        """Evaluate the trained model and write the results."""
+    def finish(self) -> dict:
+        """Evaluate the trained model and write the results. It can be done again, when something came between."""
         learner = self.learner
-        after = self.held_out.summary(learner)
+        with self.memory():
+            after = self.held_out.summary(learner)
         with gathered(learner.model):
-            return self.write_results(after, ended_early) if self.is_main else {}
+            return self.write_results(after) if self.is_main else {}
 
-    def write_results(self, after: dict, ended_early: str | None) -> dict:
-        """Write what a finished run leaves."""
+    def write_results(self, after: dict) -> dict:
+        """Write RESULTS, what a finished run leaves."""
         learner, config, folder = self.learner, self.config, self.folder
-        before = read_json(folder / "before.json")
+        before = read_fields(folder / "before.json", BEFORE)
         result = {
             "accuracy_before": before["all"][0],
             "accuracy_after": after["all"][0],
@@ -291,7 +370,7 @@ class Run:
             "model": config.model,
             "best_accuracy": self.best[0] if self.best[1] is not None else None,
             "best_step": self.best[1],
-            "ended_early": ended_early,
+            "ended_early": self.ended_early,
         }
         problems = [self.held_out.problems[i] for i in self.held_out.example_indices()]
         examples = [
@@ -299,11 +378,11 @@ class Run:
             for p, b, a in zip(problems, before["responses"], after["responses"], strict=True)
         ]
         with self.writing():
-            write_json(folder / "result.json", result)
             write_json(folder / "examples.json", examples)
             save_figure(plot_training(read_run(folder)), folder / "curves.png")
             save_model(learner.model, learner.tokenizer, folder / "model")
-            write_page(folder)
+            write_page(folder, result)
+            write_json(folder / "result.json", result)
         self.report(format_report(before, after, len(self.held_out.problems), examples))
         steps = "1 step" if learner.done == 1 else f"{learner.done} steps"
         self.report(

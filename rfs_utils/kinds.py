@@ -1,0 +1,90 @@
+"""What a value must be: types and ranges of settings, options and fields of files, each declared once."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a value must be, in words and as a test of it."""
+
+    text: str
+    fits: Callable[[object], bool]
+
+    def check(self, name: str, value: object) -> None:
+        """ValueError with one sentence unless the value fits."""
+        if not self.fits(value):
+            raise ValueError(f"{name} must be {self.text}; got {shown(value)}")
+
+
+def whole(low: int = 0, high: int = 2**53) -> Kind:
+    """A whole number in a range, both ends included."""
+    return Kind(
+        f"a whole number from {low:,} to {high:,}",
+        lambda value: type(value) is int and low <= value <= high,
+    )
+
+
+def number(low: float = -1e300, high: float = 1e300) -> Kind:
+    """A finite number in a range, both ends included."""
+    text = "a finite number" if (low, high) == (-1e300, 1e300) else f"a number from {low:,g} to {high:,g}"
+    return Kind(text, lambda value: type(value) in (int, float) and low <= value <= high)
+
+
+def one_of(*values: object) -> Kind:
+    """One of some values; None among them is not told."""
+    names = ", ".join(str(value) for value in values if value is not None)
+    return Kind(f"one of {names}", lambda value: any(type(value) is type(v) and value == v for v in values))
+
+
+def optional(kind: Kind) -> Kind:
+    """None, or of the kind."""
+    return Kind(f"{kind.text}, or null", lambda value: value is None or kind.fits(value))
+
+
+def list_of(kind: Kind, length: int | None = None) -> Kind:
+    """A list, of a length if one is given, whose items are all of the kind."""
+    text = "a list" if length is None else f"a list of {length}"
+    return Kind(
+        f"{text}, each {kind.text}",
+        lambda value: isinstance(value, list) and length in (None, len(value)) and all(map(kind.fits, value)),
+    )
+
+
+def table_of(kind: Kind) -> Kind:
+    """An object whose values are all of the kind."""
+    return Kind(
+        f"an object, each value {kind.text}",
+        lambda value: isinstance(value, dict) and all(map(kind.fits, value.values())),
+    )
+
+
+def record(**kinds: Kind) -> Kind:
+    """An object with these fields, and maybe others."""
+    return Kind(
+        f"an object with {', '.join(kinds)}, each of its kind",
+        lambda value: isinstance(value, dict) and all(k in value and kind.fits(value[k]) for k, kind in kinds.items()),
+    )
+
+
+def _is_text(value: object) -> bool:
+    """Whether it is text that can be written: half a surrogate pair, which JSON can spell, cannot."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+TEXT = Kind("a text", _is_text)
+NAME = Kind("a text that is not empty", lambda value: _is_text(value) and value != "" and "\0" not in value)
+FLAG = Kind("true or false", lambda value: type(value) is bool)
+ANY_NUMBER = Kind("a number", lambda value: type(value) in (int, float))  # what diverged may be infinite or NaN
+OBJECT = Kind("an object", lambda value: isinstance(value, dict))
+
+
+def shown(value: object) -> str:
+    """A value as it is typed, in a few words where it is long."""
+    if type(value) is int and abs(value) >= 10**20:
+        return f"a number of {1 + int(value.bit_length() * math.log10(2))} digits"
+    if isinstance(value, (list, dict)):
+        return "a list" if isinstance(value, list) else "an object"  # which may be nested however deep
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
