@@ -15,6 +15,7 @@ from rfs_utils.engine import learner
 from rfs_utils.engine.config import TrainConfig
 from rfs_utils.evaluate import RECORD, resume_answers
 from rfs_utils.models import load_model_and_tokenizer
+from rfs_utils.runs import held_out
 from rfs_utils.runs import run as trainer
 
 DEEP = "[" * 10_000 + "]" * 10_000
@@ -26,7 +27,7 @@ FILES = ("samples.jsonl", "before.json", "result.json", "state.json", "config.to
 @pytest.fixture(autouse=True)
 def few_problems(monkeypatch):
     few = lambda n, *args, **options: generate_tiny_problems(min(n, 6), *args, **options)  # noqa: E731
-    for module in (trainer, learner):
+    for module in (held_out, learner):
         monkeypatch.setattr(module, "generate_tiny_problems", few)
 
 
@@ -39,7 +40,7 @@ def finished(tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patch:
         few = lambda n, *args, **options: generate_tiny_problems(min(n, 6), *args, **options)  # noqa: E731
-        for module in (trainer, learner):
+        for module in (held_out, learner):
             patch.setattr(module, "generate_tiny_problems", few)
         rewards = itertools.cycle([1.0, 0.0])  # every group has a signal, and the optimizer states
         patch.setattr("rfs_utils.engine.rewards.reward_rlvr", lambda text, answer: next(rewards))

@@ -24,6 +24,7 @@ from rfs_utils.engine.config import (
 from rfs_utils.engine.learner import Learner
 from rfs_utils.evaluate import evaluate_to_file
 from rfs_utils.memory_errors import is_out_of_memory
+from rfs_utils.runs import held_out
 from rfs_utils.runs import run as trainer
 from rfs_utils.runs.folder import checkpoint_steps, make_run_folder, prune_checkpoints
 
@@ -34,7 +35,7 @@ STAGES = ("summary", "examples.json", "save_figure", "save_model", "write_page",
 @pytest.fixture(autouse=True)
 def small_evaluation(monkeypatch):
     few = lambda n, *args, **options: generate_tiny_problems(min(n, 10), *args, **options)  # noqa: E731
-    monkeypatch.setattr(trainer, "generate_tiny_problems", few)
+    monkeypatch.setattr(held_out, "generate_tiny_problems", few)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "whole"
     with pytest.MonkeyPatch.context() as patch:
         few = lambda n, *args, **options: generate_tiny_problems(min(n, 10), *args, **options)  # noqa: E731
-        patch.setattr(trainer, "generate_tiny_problems", few)
+        patch.setattr(held_out, "generate_tiny_problems", few)
         assert main(["train", *FAST, "--out", str(folder)]) == 0
     return folder
 
@@ -278,7 +279,7 @@ def test_memory_that_is_too_small_ends_in_one_sentence(place, tmp_path, monkeypa
     def fail(*args, **options):
         torch.empty(2**50)
 
-    target = {"step": (Learner, "step"), "evaluation": (trainer, "evaluate_model"), "loading": (trainer, "prepare")}
+    target = {"step": (Learner, "step"), "evaluation": (held_out, "evaluate_model"), "loading": (trainer, "prepare")}
     monkeypatch.setattr(*target[place], fail)
     assert main(["train", *FAST, "--out", str(tmp_path / "r")]) == 1
     err = capsys.readouterr().err

@@ -11,7 +11,7 @@ from rfs_utils.cli import COMMANDS, main, make_parser
 from rfs_utils.data import generate_tiny_problems
 from rfs_utils.engine import learner
 from rfs_utils.exercises import pretrain
-from rfs_utils.runs import compare
+from rfs_utils.runs import compare, held_out
 from rfs_utils.runs import run as trainer
 
 VALUES = ("0", "-1", "nan", "inf", "1e39", "1e308", str(2**63), str(10**200), "", "text")
@@ -28,7 +28,7 @@ ROW = dict.fromkeys(compare.COLUMNS[2:], 1)
 def quick(monkeypatch, tmp_path):
     """Few problems, no pre-training, no connection, and a run to be shown."""
     few = lambda n, *args, **options: generate_tiny_problems(min(n, 5), *args, **options)  # noqa: E731
-    for module in (trainer, learner):
+    for module in (held_out, learner):
         monkeypatch.setattr(module, "generate_tiny_problems", few)
     monkeypatch.setattr("rfs_utils.data.generate_tiny_problems", few)
     monkeypatch.setattr(trainer.Run, "finish", lambda self: {})
