@@ -6,7 +6,7 @@ __all__ = ['sample_tokens', 'Rollouts', 'sample_batch', 'sample_response', 'rewa
            'compute_grpo_loss', 'update_weights', 'save_checkpoint', 'append_csv_metrics', 'format_cell',
            'held_out_metrics', 'log_step', 'train_rlvr_grpo']
 
-# %% ../ch06/ch06.ipynb #e386a526
+# %% ../ch06/ch06.ipynb #8d897cc2
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from .hub.weights import plain_names
-from .csv_log import append_rows, read_rows
+from .files import append_rows, read_rows
 from .data import render_prompt
 from .decode import decoder
 from .grading import extract_final_candidate, grade_answer

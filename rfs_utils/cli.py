@@ -402,7 +402,7 @@ def add_export(parser) -> None:
     parser.add_argument("--model", metavar="MODEL", help=model_help)
 
     def run(args):
-        from .models import export_model
+        from .runs.export import export_model
 
         print(f"written to {export_model(args.source, args.to, args.model)}")
 

@@ -22,11 +22,10 @@ from .hub.weights import (
 )
 from .kinds import FLAG, number, shown, whole
 from .qwen3 import Qwen3Model, rope_tables
-from .runs.card import export_card
 from .tokenizer import CHAT_TEMPLATE, Qwen3Tokenizer, stop_ids
 
 __all__ = [
-    "ALIASES", "HUB_MODELS", "SHIPPED", "download_qwen3_grpo_checkpoints", "export_model", "get_device", "load_model",
+    "ALIASES", "HUB_MODELS", "SHIPPED", "download_qwen3_grpo_checkpoints", "get_device", "load_model",
     "load_model_and_tokenizer", "load_tokenizer", "load_weights", "model_directory", "native_dtype", "read_config",
     "save_model",
 ]  # fmt: skip
@@ -312,30 +311,6 @@ def check_new(directory: Path, reason: str, choice: str = "another folder") -> N
     """ValueError with the reason and what to choose instead, unless a directory is empty or does not exist."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ValueError(f"{directory} exists {reason}; choose {choice}")
-
-
-def export_model(source: str | Path, directory: str | Path, which_model: str | Path | None = None) -> Path:
-    """Write a trained model as a directory that `transformers`, TRL and vLLM open, with a card; returns the directory.
-
-    `source` is a run folder of `rfs train`, a model directory, or a checkpoint file, for which `which_model`
-    says what was trained. Raises ValueError for anything else, and when `directory` holds something already.
-    """
-    source, directory = Path(source), Path(directory)
-    check_new(directory, "already and is not empty")
-    if source.is_file():
-        if which_model is None:
-            raise ValueError(f"{source} holds weights only; say with --model which model they belong to")
-        model, tokenizer = load_model_and_tokenizer(which_model, "cpu")
-        load_weights(model, source)
-    else:
-        origin = own_model(source)
-        if origin is None:
-            raise ValueError(
-                f"{source} is neither a run folder with a trained model in it, nor a model directory, nor a checkpoint"
-            )
-        model, tokenizer = load_model_and_tokenizer(origin, "cpu")
-    card = export_card(directory.resolve().name, source.resolve().name, model, tokenizer)
-    return save_model(model, tokenizer, directory, card)
 
 
 def write_model_files(model: Qwen3Model, tokenizer: Qwen3Tokenizer, directory: Path, card: str = "") -> None:

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from rfs_utils import ch06
-from rfs_utils.csv_log import append_rows, read_rows
 from rfs_utils.data import generate_tiny_problems
+from rfs_utils.files import append_rows, read_rows
 
 
 def lines_of(path) -> list[list[str]]:

@@ -14,8 +14,9 @@ from rfs_utils import ch06
 from rfs_utils.cli import main
 from rfs_utils.data import generate_tiny_problems
 from rfs_utils.hub.weights import load_weights, plain_names, to_hf_names
-from rfs_utils.models import export_model, load_model, load_model_and_tokenizer, load_tokenizer, read_config, save_model
+from rfs_utils.models import load_model, load_model_and_tokenizer, load_tokenizer, read_config, save_model
 from rfs_utils.runs import run as trainer
+from rfs_utils.runs.export import export_model
 
 # As Qwen3's own template does, it drops the thoughts of earlier turns; and it knows a default system turn.
 TEMPLATE = (

@@ -18,7 +18,6 @@ from rfs_utils.data import render_prompt
 from rfs_utils.evaluate import evaluate_model
 from rfs_utils.hub.weights import from_hf_names, to_hf_names
 from rfs_utils.models import (
-    export_model,
     load_model,
     load_model_and_tokenizer,
     load_tokenizer,
@@ -28,6 +27,7 @@ from rfs_utils.models import (
     read_config,
     save_model,
 )
+from rfs_utils.runs.export import export_model
 
 
 def logits(model) -> torch.Tensor:

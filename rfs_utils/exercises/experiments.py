@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..csv_log import append_rows
+from ..files import append_rows
 from ..runs.compare import short_run
 from ..statistics import mean_and_interval
 from .ex06 import SELDOM_BOXED, base_with_habits

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import torch
 
-from .. import csv_log
 from ..data import generate_tiny_problems
 from ..engine.config import TrainConfig, format_config, read_config
 from ..engine.learner import Learner, training_problems
 from ..evaluate import evaluate_model
-from ..files import write_atomically
+from ..files import append_rows, write_atomically
 from ..kinds import shown
 from ..models import load_model_and_tokenizer
 from ..statistics import mean_and_interval
@@ -89,7 +88,7 @@ def run_missing(
             report(f"{method:22} seed {seed}  is in {path} already")
             continue
         rows = runs[method](seed)
-        append_rows(path, method, seed, rows)
+        append_run(path, method, seed, rows)
         report(f"{method:22} seed {seed}  accuracy {rows[-1]['accuracy']:6.1%}  {rows[-1]['seconds']:.1f} s")
 
 
@@ -130,10 +129,10 @@ def finished_runs(path: str | Path) -> set[tuple[str, int]]:
     return {(row["method"], int(row["seed"])) for row in read_comparison(path)} if Path(path).exists() else set()
 
 
-def append_rows(path: str | Path, method: str, seed: int, rows: Sequence[Mapping]) -> None:
+def append_run(path: str | Path, method: str, seed: int, rows: Sequence[Mapping]) -> None:
     """Add a run to a comparison's CSV, rounded to four digits after the point, with the header before the first one."""
     cells = [{name: "" if row[name] is None else str(round(row[name], 4)) for name in COLUMNS[2:]} for row in rows]
-    csv_log.append_rows(path, [{"method": method, "seed": str(seed), **row} for row in cells], key="method")
+    append_rows(path, [{"method": method, "seed": str(seed), **row} for row in cells], key="method")
 
 
 def read_comparison(path: str | Path) -> list[dict]:

@@ -1,6 +1,10 @@
-"""The README.md of an exported model: how to ask it, and how to open it with `transformers`."""
+"""A trained model as a directory of its own, with a card that says how to ask it."""
+
+from pathlib import Path
 
 from ..data import render_prompt
+from ..hub.weights import load_weights
+from ..models import check_new, load_model_and_tokenizer, own_model, save_model
 from ..qwen3 import Qwen3Model
 from ..tokenizer import Qwen3Tokenizer, stop_ids
 
@@ -60,3 +64,27 @@ def export_card(name: str, source: str, model: Qwen3Model, tokenizer: Qwen3Token
         chat=CHAT_LINES if chat else "",
         max_new_tokens=min(2048, model.cfg["context_length"] // 2),
     )
+
+
+def export_model(source: str | Path, directory: str | Path, which_model: str | Path | None = None) -> Path:
+    """Write a trained model as a directory that `transformers`, TRL and vLLM open, with a card; returns the directory.
+
+    `source` is a run folder of `rfs train`, a model directory, or a checkpoint file, for which `which_model`
+    says what was trained. Raises ValueError for anything else, and when `directory` holds something already.
+    """
+    source, directory = Path(source), Path(directory)
+    check_new(directory, "already and is not empty")
+    if source.is_file():
+        if which_model is None:
+            raise ValueError(f"{source} holds weights only; say with --model which model they belong to")
+        model, tokenizer = load_model_and_tokenizer(which_model, "cpu")
+        load_weights(model, source)
+    else:
+        origin = own_model(source)
+        if origin is None:
+            raise ValueError(
+                f"{source} is neither a run folder with a trained model in it, nor a model directory, nor a checkpoint"
+            )
+        model, tokenizer = load_model_and_tokenizer(origin, "cpu")
+    card = export_card(directory.resolve().name, source.resolve().name, model, tokenizer)
+    return save_model(model, tokenizer, directory, card)
