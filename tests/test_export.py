@@ -15,7 +15,7 @@ from rfs_utils.cli import main
 from rfs_utils.data import generate_tiny_problems
 from rfs_utils.hub.weights import load_weights, plain_names, to_hf_names
 from rfs_utils.models import load_model, load_model_and_tokenizer, load_tokenizer, read_config, save_model
-from rfs_utils.runs import run as trainer
+from rfs_utils.runs import held_out
 from rfs_utils.runs.export import export_model
 
 # As Qwen3's own template does, it drops the thoughts of earlier turns; and it knows a default system turn.
@@ -75,7 +75,7 @@ def assert_same_chat(one: Path, other: Path) -> None:
 @pytest.mark.parametrize("place", ["tokenizer_config.json", "chat_template.jinja"])
 def test_a_run_goes_out_with_the_chat_of_the_directory_it_was_trained_from(place, tmp_path, monkeypatch, capsys):
     few = lambda n, *args, **options: generate_tiny_problems(min(n, 4), *args, **options)  # noqa: E731
-    monkeypatch.setattr(trainer, "generate_tiny_problems", few)
+    monkeypatch.setattr(held_out, "generate_tiny_problems", few)
     monkeypatch.chdir(tmp_path)
     source = chat_directory(tmp_path / "source", place)
     expected = kept_files(source)
@@ -139,7 +139,7 @@ def test_a_tokenizer_without_a_directory_writes_its_stop_ids_where_both_librarie
 def test_damaged_settings_of_a_tokenizer_are_named_before_anything_is_trained(tmp_path):
     source = chat_directory(tmp_path / "source")
     (source / "tokenizer_config.json").write_text('{"cut')
-    with pytest.raises(ValueError, match="tokenizer_config.json cannot be read as JSON"):
+    with pytest.raises(ValueError, match="tokenizer_config.json, line 1: not valid JSON"):
         load_model_and_tokenizer(source, "cpu")
 
 

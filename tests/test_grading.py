@@ -41,7 +41,6 @@ def math500() -> list[dict]:
     pytest.skip("math500_test.json is not in ../shared/data (or $RFS_SHARED/data)")
 
 
-
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['cat']}: {case['why']}")
 def test_policy_and_example_pairs(case):
     pred = case["pred"]

@@ -65,17 +65,21 @@ class Comparison:
         for point in POINTS:
             evaluator = Evaluator(self.budget, point)
             if not self.same_at(a, b, evaluator):
-                return False
+                # sqrt(1-x)^3 and sqrt((1-x)^3) differ where they are complex, and only there.
+                complex_only = evaluator.sign_matters and not evaluator.is_real
+                return complex_only and self.same_for_all_signs(a, b, evaluator, enough=2)
             if not evaluator.has_variables:
                 return True
         return not evaluator.sign_matters or self.same_for_all_signs(a, b, evaluator)
 
-    def same_for_all_signs(self, a: Node, b: Node, found: Evaluator) -> bool:
+    def same_for_all_signs(self, a: Node, b: Node, found: Evaluator, enough: int = 0) -> bool:
         """Equal wherever both are real numbers: not sqrt(x^2) and x, but sqrt(x)^2 and x.
 
         Where there are bars the places where a side is real count, too: ln|x| is more than ln x.
-        `found` is the evaluation at a positive point, which tells the names and the bars.
+        `found` is the evaluation at a positive point, which tells the names and the bars; `enough` is the number of
+        places where both must be real.
         """
+        compared = 0
         for values in signed_samples(found.names):
             pair = self.real_values(a, b, values)
             if pair is None:
@@ -85,6 +89,7 @@ class Comparison:
                 if found.has_bars and real_a != real_b:
                     return False
                 continue
+            compared += 1
             if close(value_a, value_b, MAX_BITS):
                 continue
             pair = self.real_values(a, b, values, FINE)
@@ -94,7 +99,7 @@ class Comparison:
             if not (close(value_a, value_b, MAX_BITS)
                     or negligible(value_a) and negligible(value_b)):
                 return False
-        return True
+        return compared >= enough
 
     def real_values(self, a: Node, b: Node, values: dict, *context):
         """Both values, each with whether it is a real number; None where one is undefined."""

@@ -268,6 +268,8 @@ class Evaluator:
             if not a:
                 raise Rejected("undefined")
             self.sign_matters = self.sign_matters or len(self.names) > met
+        if name.startswith("arc"):  # arccos(cos x) is x for some x only
+            self.sign_matters = self.sign_matters or len(self.names) > met
         if name == "exp" or name.endswith("h"):
             self.moderate(a, 14)
         value = getattr(mp, _MPMATH_NAMES[name])(a)
