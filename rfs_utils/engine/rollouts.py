@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from ..ch06 import Rollouts, sample_batch
 from ..qwen3 import Qwen3Model
-from ..tokenizer import Qwen3Tokenizer, encode_prompts
+from ..tokenizer import Tokenizer, encode_prompts
 from .microbatches import slices
 
 
@@ -19,7 +19,7 @@ def cache_bytes_per_token(model: Qwen3Model) -> int:
 
 def sample_rollouts(
     model: Qwen3Model,
-    tokenizer: Qwen3Tokenizer,
+    tokenizer: Tokenizer,
     prompts: Sequence[str],
     device: torch.device | str,
     num_rollouts: int = 1,
