@@ -51,7 +51,7 @@ class Tokenizer(Protocol):
 
 
 class ModelTokenizer(Tokenizer, Protocol):
-    """What a model directory is written from, besides."""
+    """What a model directory needs besides, which is written with its tokenizer."""
 
     eos_token: str
     apply_chat_template: bool

@@ -71,12 +71,15 @@ class Arithmetic(UnitReader):
     """Expressions, brackets and matrices; `Parser` adds lists and relations."""
 
     def items(self):
+        """One answer or a list of several; brackets and braces hold such, and `Parser` reads them."""
         raise NotImplementedError
 
     def item(self):
+        """One answer: a side or a relation, which `Parser` reads."""
         raise NotImplementedError
 
     def side(self):
+        """One member of a relation, which `Parser` reads."""
         raise NotImplementedError
 
     def sum(self):
