@@ -67,7 +67,7 @@ def sample_tokens(
     longest = int(lengths.max())
     return tokens[:, :longest], logps[:, :longest], lengths
 
-# %% ../ch06/ch06.ipynb #e4dfeb23
+# %% ../ch06/ch06.ipynb #ea0161c9
 @dataclass
 class Rollouts:
     """A batch of N sampled responses; rows of the same prompt stand together."""
@@ -77,7 +77,7 @@ class Rollouts:
     tokens: torch.Tensor  # (N, T) responses, padded on the right
     lengths: torch.Tensor  # (N,) response lengths, the end-of-sequence token included
     texts: list[str]  # N decoded responses, without the end-of-sequence token
-    logps: torch.Tensor  # (N, T) log-probabilities as sampled, 0 at padding
+    logps: torch.Tensor | None = None  # (N, T) log-probabilities as sampled, 0 at padding
 
     @property
     def mask(self) -> torch.Tensor:

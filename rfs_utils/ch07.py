@@ -366,7 +366,7 @@ def loss_total(
         return mask[counted].sum().item()
     return counted.sum().item() * ((max_new_tokens or mask.shape[1]) if method.aggregate == "constant" else 1)
 
-# %% ../ch07/ch07.ipynb #3f169df3
+# %% ../ch07/ch07.ipynb #363df2f7
 def policy_loss(
     logps: torch.Tensor,
     old_logps: torch.Tensor | None,
@@ -387,9 +387,8 @@ def policy_loss(
     check_shapes(advantages, logps=logps, mask=mask, old=old_logps, ref=ref_logps, sampler=sampler_logps)
     # What stands at padding must not matter, and 0 times minus infinity is not 0.
     logps = logps.masked_fill(mask == 0, 0.0)
-    old_logps, ref_logps, sampler_logps = (
-        None if x is None else x.masked_fill(mask == 0, 0.0) for x in (old_logps, ref_logps, sampler_logps)
-    )
+    others = (old_logps, ref_logps, sampler_logps)
+    old_logps, ref_logps, sampler_logps = (None if x is None else x.masked_fill(mask == 0, 0.0) for x in others)
     old_logps = logps.detach() if old_logps is None else old_logps
     total = max(1.0, loss_total(mask, advantages, method)) if total is None else total
     advantages = advantages.detach()[:, None]

@@ -138,7 +138,6 @@ def test_padding_to_a_greater_length_changes_nothing(model, tokenizer):
         tokens=torch.nn.functional.pad(rollouts.tokens, (0, 6)),
         lengths=rollouts.lengths,
         texts=rollouts.texts,
-        logps=torch.nn.functional.pad(rollouts.logps, (0, 6)),
     )
     narrow, wide = (ch06.response_logprobs(model, r) * r.mask for r in (rollouts, wider))
     torch.testing.assert_close(wide[:, : narrow.shape[1]], narrow, atol=1e-5, rtol=1e-5)
@@ -218,7 +217,7 @@ def test_loss_gradient_is_the_policy_gradient_by_exact_enumeration():
 
     tokens = torch.tensor([r + (0,) * (3 - len(r)) for r in responses])
     lengths = torch.tensor([len(r) for r in responses])
-    mask = Rollouts(tokens, None, tokens, lengths, [], torch.zeros(tokens.shape)).mask.double()
+    mask = Rollouts(tokens, None, tokens, lengths, []).mask.double()
     rows = []
     for response, padded in zip(responses, tokens.tolist(), strict=True):
         known = [logp[prefixes.index(tuple(response[:t])), response[t]] for t in range(len(response))]

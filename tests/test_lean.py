@@ -55,8 +55,7 @@ def some_rollouts(lengths=(5, 9, 1, 7, 7, 2), pads=(0, 0, 0, 3, 3, 3), width=8, 
     prompt_ids[torch.arange(width)[None] < pads[:, None]] = 0
     tokens = torch.randint(1, 61, (len(lengths), int(lengths.max())), generator=generator)
     tokens[torch.arange(tokens.shape[1])[None] >= lengths[:, None]] = 0
-    logps = torch.zeros(tokens.shape)
-    return Rollouts(prompt_ids, pads if pads.any() else None, tokens, lengths, [""] * len(lengths), logps)
+    return Rollouts(prompt_ids, pads if pads.any() else None, tokens, lengths, [""] * len(lengths))
 
 
 def policy_gradient_part(advantages: torch.Tensor):

@@ -47,7 +47,7 @@ def batch() -> tuple[Rollouts, torch.Tensor, torch.Tensor, torch.Tensor]:
     prompts = torch.randint(5, 250, (2, 9), generator=generator).repeat_interleave(3, dim=0)
     tokens = torch.randint(5, 250, (6, 12), generator=generator)
     tokens[torch.arange(12) >= lengths[:, None]] = 0
-    rollouts = Rollouts(prompts, num_pad, tokens, lengths, [""] * 6, torch.zeros(tokens.shape))
+    rollouts = Rollouts(prompts, num_pad, tokens, lengths, [""] * 6)
     model, _ = load_model_and_tokenizer("tiny-base", "cpu")
     with torch.no_grad():
         logps = response_logprobs(model, rollouts)

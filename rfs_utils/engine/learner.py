@@ -170,6 +170,7 @@ class Learner:
 
     def sums(self, batch: Experience) -> dict[str, float]:
         """What the metrics of all processes are made of; answers that were not judged are neither right nor wrong."""
+        assert batch.rollouts.logps is not None  # they have been sampled
         correct = batch.correct[~batch.rewards.isnan() & ~batch.correct.isnan()]
         return {
             "tokens": batch.rollouts.lengths.sum().item(),
@@ -242,12 +243,14 @@ class Learner:
             max_tokens=self.plan.max_tokens,
         )  # fmt: skip
         ref_logps = score(self.reference) if self.reference is not None else None
+        sampler_logps = rollouts.logps
+        assert sampler_logps is not None  # they have been sampled
         # The sampler's own log-probs are the old ones, unless the method corrects for the sampler's rounding.
         old_logps: torch.Tensor | None = None
         if method.sampler_cap is not None:
             old_logps = score(self.model)
         elif config.updates_per_step > 1:
-            old_logps = rollouts.logps
+            old_logps = sampler_logps
         found, made = [], []
 
         def part_loss(logps: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -255,7 +258,7 @@ class Learner:
             old, ref = (None if x is None else x[rows, :width] for x in (old_logps, ref_logps))
             found.append(token_sums(logps.detach(), old, ref, advantages[rows], mask, method))
             return policy_loss(
-                logps, old, ref, advantages[rows], mask, method, rollouts.logps[rows, :width], total=total
+                logps, old, ref, advantages[rows], mask, method, sampler_logps[rows, :width], total=total
             )
 
         for number in range(config.updates_per_step):

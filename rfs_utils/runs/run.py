@@ -404,7 +404,7 @@ def open_board(folder: Path):
 def sample_records(learner: Learner, groups: int = 2) -> list[dict]:
     """The last step's first groups, token by token, for `rfs samples` and the page of the run."""
     batch, advantages, records = learner.experience, learner.advantages, []
-    assert batch is not None and advantages is not None  # there has been a step
+    assert batch is not None and batch.rollouts.logps is not None and advantages is not None  # after a step
     size = batch.rewards.shape[1]
     for row in range(min(groups, len(batch.examples)) * size):
         example = batch.examples[row // size]
