@@ -6,7 +6,7 @@ __all__ = ['sample_tokens', 'Rollouts', 'sample_batch', 'sample_response', 'rewa
            'compute_grpo_loss', 'update_weights', 'save_checkpoint', 'append_csv_metrics', 'format_cell',
            'held_out_metrics', 'log_step', 'train_rlvr_grpo']
 
-# %% ../ch06/ch06.ipynb #8d897cc2
+# %% ../ch06/ch06.ipynb #d1ee3187
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ from .grading import extract_final_candidate, grade_answer
 from .qwen3 import KVCache, Qwen3Model
 from .sampling import Stops, check_group, check_sampling, choose_token, is_end, top_p_filter
 from .shapes import check_shapes
-from .tokenizer import Qwen3Tokenizer, encode_prompts, response_text, stop_ids
+from .tokenizer import Tokenizer, encode_prompts, response_text, stop_ids
 
 # %% ../ch06/ch06.ipynb #dcd86eea
 def sample_tokens(
@@ -85,11 +85,11 @@ class Rollouts:
         positions = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         return (positions[None, :] < self.lengths[:, None]).float()
 
-# %% ../ch06/ch06.ipynb #6f06f928
+# %% ../ch06/ch06.ipynb #7679825a
 @torch.no_grad()
 def sample_batch(
     model: Qwen3Model,
-    tokenizer: Qwen3Tokenizer,
+    tokenizer: Tokenizer,
     prompts: Sequence[str],
     device: torch.device | str,
     num_rollouts: int = 1,
@@ -102,12 +102,11 @@ def sample_batch(
     check_sampling(max_new_tokens, temperature, top_p)
     encoded = encode_prompts(tokenizer, prompts)
     width = max(len(ids) for ids in encoded)
-    num_pad = torch.tensor([width - len(ids) for ids in encoded], device=device)
+    pads = torch.tensor([width - len(ids) for ids in encoded], device=device)
+    num_pad = pads if pads.any() else None
     prompt_ids = torch.tensor(
         [[tokenizer.pad_token_id] * (width - len(ids)) + ids for ids in encoded], device=device
     )
-    if not num_pad.any():
-        num_pad = None
     cache = KVCache(model.cfg["n_layers"], capacity=width + max_new_tokens)
     logits = model.logits(model.hidden_states(prompt_ids, cache, num_pad)[:, -1])
     cache.repeat(num_rollouts)
@@ -124,10 +123,10 @@ def sample_batch(
         logps=logps,
     )
 
-# %% ../ch06/ch06.ipynb #a085b703
+# %% ../ch06/ch06.ipynb #d770963f
 def sample_response(
     model: Qwen3Model,
-    tokenizer: Qwen3Tokenizer,
+    tokenizer: Tokenizer,
     prompt: str,
     device: torch.device | str,
     max_new_tokens: int = 512,
@@ -221,10 +220,10 @@ def policy_gradient_loss(logps: torch.Tensor, advantages: torch.Tensor, mask: to
     summed = (logps.masked_fill(mask == 0, 0.0) * mask).sum(dim=-1)  # not 0 times minus infinity
     return -(advantages.detach() * summed).sum() / (mask.sum(dim=-1) > 0).sum().clamp(min=1)
 
-# %% ../ch06/ch06.ipynb #6a7cbf79
+# %% ../ch06/ch06.ipynb #a195850a
 def compute_grpo_loss(
     model: Qwen3Model,
-    tokenizer: Qwen3Tokenizer,
+    tokenizer: Tokenizer,
     example: dict,
     device: torch.device | str,
     num_rollouts: int = 2,
@@ -337,10 +336,10 @@ def log_step(csv_log_path: str | Path, step: int, total_steps: int, stats: dict,
             f"avg_resp_len={avg_response_len:.1f} held-out accuracy={held_out['eval_accuracy']:.1%}"
         )
 
-# %% ../ch06/ch06.ipynb #b3f89b70
+# %% ../ch06/ch06.ipynb #3c7089d3
 def train_rlvr_grpo(
     model: Qwen3Model,
-    tokenizer: Qwen3Tokenizer,
+    tokenizer: Tokenizer,
     math_data: Sequence[dict],
     device: torch.device | str,
     steps: int | None = None,

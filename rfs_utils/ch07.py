@@ -7,12 +7,13 @@ __all__ = ['METRICS', 'MetricsSource', 'KL_KINDS', 'METHODS', 'moving_average', 
            'reward_format', 'Method', 'reward_baseline', 'combine_rewards', 'rewards_differ', 'compute_advantages',
            'loss_total', 'policy_loss', 'soft_overlong_penalty']
 
-# %% ../ch07/ch07.ipynb #9a313402
+# %% ../ch07/ch07.ipynb #2b6c9ea2
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import torch
@@ -32,7 +33,7 @@ def moving_average(values: Sequence[float], window: int) -> list[float]:
     parts = [values[max(0, i + 1 - window) : i + 1] for i in range(len(values))]
     return [sum(part) / len(part) for part in parts]
 
-# %% ../ch07/ch07.ipynb #b9cf9be9
+# %% ../ch07/ch07.ipynb #5b133236
 METRICS = {  # column of metrics.csv: panel title
     "reward_avg": "Mean reward", "accuracy": "Right answers (share)", "avg_response_len": "Response length (tokens)",
     "eval_accuracy": "Held-out accuracy", "entropy": "Entropy", "zero_signal_groups": "Groups without signal (share)",
@@ -53,7 +54,7 @@ def plot_grpo_metrics(
     `columns` are names of its columns (default: reward, length, held-out accuracy, where they have values;
     ValueError when none has).
     """
-    groups = runs if isinstance(runs, Mapping) and "step" not in runs else {"": runs}
+    groups: Mapping[str, Any] = runs if isinstance(runs, Mapping) and "step" not in runs else {"": runs}
     tables = {label: read_runs(paths, columns or ()) for label, paths in groups.items()}
     if columns is None:
         every = [table for several in tables.values() for table in several]
@@ -369,7 +370,7 @@ def loss_total(
         return mask[counted].sum().item()
     return counted.sum().item() * ((max_new_tokens or mask.shape[1]) if method.aggregate == "constant" else 1)
 
-# %% ../ch07/ch07.ipynb #c9dc4ca9
+# %% ../ch07/ch07.ipynb #363df2f7
 def policy_loss(
     logps: torch.Tensor,
     old_logps: torch.Tensor | None,
@@ -389,9 +390,9 @@ def policy_loss(
         raise ValueError("a KL term needs the reference's log-probabilities, ref_logps")
     check_shapes(advantages, logps=logps, mask=mask, old=old_logps, ref=ref_logps, sampler=sampler_logps)
     # What stands at padding must not matter, and 0 times minus infinity is not 0.
-    logps, old_logps, ref_logps, sampler_logps = (
-        None if x is None else x.masked_fill(mask == 0, 0.0) for x in (logps, old_logps, ref_logps, sampler_logps)
-    )
+    logps = logps.masked_fill(mask == 0, 0.0)
+    others = (old_logps, ref_logps, sampler_logps)
+    old_logps, ref_logps, sampler_logps = (None if x is None else x.masked_fill(mask == 0, 0.0) for x in others)
     old_logps = logps.detach() if old_logps is None else old_logps
     total = max(1.0, loss_total(mask, advantages, method)) if total is None else total
     advantages = advantages.detach()[:, None]
@@ -407,7 +408,7 @@ def policy_loss(
     if method.drift_limit is not None:
         drift = ((old_logps - logps.detach()) * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
         loss = loss.masked_fill((advantages < 0) & (drift > method.drift_limit), 0.0)
-    if method.kl_coef:
+    if method.kl_coef and ref_logps is not None:
         token_ratio = importance_ratio(logps, old_logps, mask)
         loss = loss + method.kl_coef * kl_estimate(logps, ref_logps, method.kl, token_ratio)
     loss = (loss * mask).sum(dim=1)

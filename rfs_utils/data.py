@@ -181,8 +181,8 @@ def load_problems(path: str | Path) -> list[dict]:
         raise ValueError(f"{path} holds no problems; expected a JSON list or one JSON object a line")
     for number, row in rows:
         for field in ("problem", "answer"):
-            text = row.get(field) if isinstance(row, dict) else None
-            if not isinstance(text, str) or not text.strip():
+            value = row.get(field) if isinstance(row, dict) else None
+            if not isinstance(value, str) or not value.strip():
                 raise ValueError(f"{path}, {where} {number}: the field {field!r} must be a non-empty text")
     return [row for _, row in rows]
 

@@ -22,7 +22,7 @@ from .memory_errors import is_out_of_memory
 from .qwen3 import Qwen3Model
 from .sampling import check_sampling, has_ended
 from .statistics import pass_at_k, wilson_interval
-from .tokenizer import Qwen3Tokenizer, encode_prompts, stop_ids
+from .tokenizer import ModelTokenizer, Tokenizer, encode_prompts, stop_ids
 
 _SCALAR = kinds.Kind("a text or a number", lambda value: not isinstance(value, (list, dict)))
 RECORD = kinds.record(  # of an answers file, a line after the first
@@ -75,7 +75,7 @@ class Evaluation:
 
 def evaluate_model(
     model: Qwen3Model,
-    tokenizer: Qwen3Tokenizer,
+    tokenizer: Tokenizer,
     problems: Sequence[dict],
     device: torch.device | str = "cpu",
     max_new_tokens: int = 512,
@@ -102,7 +102,7 @@ def evaluate_model(
 
 def answer_batches(
     model: Qwen3Model,
-    tokenizer: Qwen3Tokenizer,
+    tokenizer: Tokenizer,
     problems: Sequence[dict],
     device: torch.device | str,
     max_new_tokens: int,
@@ -170,7 +170,7 @@ def _grade(answers: list[Answer], rollouts, problems: Sequence[dict], stops: tup
 
 def evaluate_to_file(
     model: Qwen3Model,
-    tokenizer: Qwen3Tokenizer,
+    tokenizer: ModelTokenizer,
     problems: Sequence[dict],
     path: str | Path,
     device: torch.device | str = "cpu",
@@ -235,7 +235,7 @@ def level_name(level: int | str | None) -> str | None:
 
 
 def check_room(
-    model: Qwen3Model, tokenizer: Qwen3Tokenizer, problems: Sequence[dict], max_new_tokens: int | None = None
+    model: Qwen3Model, tokenizer: Tokenizer, problems: Sequence[dict], max_new_tokens: int | None = None
 ) -> int:
     """`max_new_tokens`, or 2048 or as many as fit; ValueError unless they fit the context after every prompt."""
     if not problems:
@@ -250,7 +250,7 @@ def check_room(
     return max_new_tokens or min(2048, context - longest)
 
 
-def longest_prompt(tokenizer: Qwen3Tokenizer, problems: Sequence[dict]) -> int:
+def longest_prompt(tokenizer: Tokenizer, problems: Sequence[dict]) -> int:
     """Tokens of the longest prompt."""
     return max(map(len, encode_prompts(tokenizer, [render_prompt(problem["problem"]) for problem in problems])))
 

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from .kinds import Kind
 
@@ -46,7 +47,7 @@ def write_json(path: Path, content: dict | list) -> None:
 # ------------------------------------------------------------------ reading
 
 
-def parse_json(text: str | bytes, line: int = 1) -> object:
+def parse_json(text: str | bytes, line: int = 1) -> Any:
     """The value of a JSON text that begins at a line of its file; ValueError, naming the line, when it has none.
 
     Text that is nested too deep to be read, and numbers too long for Python, are no valid JSON either.

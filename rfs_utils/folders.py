@@ -15,7 +15,7 @@ from pathlib import Path
 try:
     import fcntl
 except ModuleNotFoundError:  # on Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # a module's name has no other type
 
 UNFINISHED = ".unfinished"  # the end of the names of folders that are being filled
 

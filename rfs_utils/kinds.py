@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -10,7 +11,7 @@ class Kind:
     """What a value must be, in words and as a test of it."""
 
     text: str
-    fits: Callable[[object], bool]
+    fits: Callable[[Any], bool]
 
     def check(self, name: str, value: object) -> None:
         """ValueError with one sentence unless the value fits."""

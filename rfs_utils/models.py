@@ -22,7 +22,7 @@ from .hub.weights import (
 )
 from .kinds import FLAG, number, shown, whole
 from .qwen3 import Qwen3Model, rope_tables
-from .tokenizer import CHAT_TEMPLATE, Qwen3Tokenizer, stop_ids
+from .tokenizer import CHAT_TEMPLATE, ModelTokenizer, Qwen3Tokenizer, Source, stop_ids
 
 __all__ = [
     "ALIASES", "HUB_MODELS", "SHIPPED", "download_qwen3_grpo_checkpoints", "get_device", "load_model",
@@ -220,9 +220,9 @@ def load_tokenizer(directory: str | Path, chat: bool | None = None) -> Qwen3Toke
     tokenizer = Qwen3Tokenizer(directory / "tokenizer.json")
     stops = stop_tokens(directory)
     tokenizer.set_chat(tokenizer.backend.token_to_id("<|im_end|>") in stops if chat is None else chat)
-    known = [i for i in stops if tokenizer.backend.id_to_token(i) is not None]
+    known = {i: token for i in stops if (token := tokenizer.backend.id_to_token(i)) is not None}
     if known and chat is None and tokenizer.eos_token_id not in stops:  # a model with an end token of its own
-        tokenizer.eos_token_id, tokenizer.eos_token = known[0], tokenizer.backend.id_to_token(known[0])
+        tokenizer.eos_token_id, tokenizer.eos_token = next(iter(known.items()))
     tokenizer.more_eos_token_ids = tuple(stops)
     if (directory / "tokenizer_config.json").is_file():
         read_object(directory / "tokenizer_config.json")  # which must be whole to be written again
@@ -231,15 +231,6 @@ def load_tokenizer(directory: str | Path, chat: bool | None = None) -> Qwen3Toke
     content = {name: path.read_bytes() for name, path in (files | licences).items() if path.is_file()}
     tokenizer.source = Source(content, tokenizer.vocab_size, tokenizer.eos_token_ids)
     return tokenizer
-
-
-@dataclass(frozen=True)
-class Source:
-    """The files that came with a tokenizer, by name, and what they say: they are written again where a model goes."""
-
-    content: dict[str, bytes]
-    vocab_size: int
-    eos_token_ids: tuple[int, ...]
 
 
 def stop_tokens(directory: str | Path) -> list[int]:
@@ -292,7 +283,7 @@ def read_model_config(path: str | Path) -> dict:
     return cfg
 
 
-def save_model(model: Qwen3Model, tokenizer: Qwen3Tokenizer, directory: str | Path, card: str = "") -> Path:
+def save_model(model: Qwen3Model, tokenizer: ModelTokenizer, directory: str | Path, card: str = "") -> Path:
     """Write a Hugging Face model directory that `transformers` opens; `card` is the text of its README.md.
 
     The chat template, the stop ids and other files that came with the tokenizer go with it. An older model in
@@ -313,7 +304,7 @@ def check_new(directory: Path, reason: str, choice: str = "another folder") -> N
         raise ValueError(f"{directory} exists {reason}; choose {choice}")
 
 
-def write_model_files(model: Qwen3Model, tokenizer: Qwen3Tokenizer, directory: Path, card: str = "") -> None:
+def write_model_files(model: Qwen3Model, tokenizer: ModelTokenizer, directory: Path, card: str = "") -> None:
     """Write all files of a model directory into a folder that is there; OSError when one cannot be written."""
     model = unwrapped(model)
     write_config_files(model, tokenizer, directory)
@@ -327,7 +318,7 @@ def write_model_files(model: Qwen3Model, tokenizer: Qwen3Tokenizer, directory: P
         (directory / "README.md").write_text(card, encoding="utf-8")
 
 
-def write_config_files(model: Qwen3Model, tokenizer: Qwen3Tokenizer, directory: Path) -> None:
+def write_config_files(model: Qwen3Model, tokenizer: ModelTokenizer, directory: Path) -> None:
     """Write what a Hugging Face model directory holds besides the weights: the configuration and the tokenizer."""
     cfg = {"tied": True, **model.cfg}
     config = {theirs: cfg[ours] for ours, theirs in _HF_CONFIG.items()}
@@ -346,7 +337,7 @@ def write_config_files(model: Qwen3Model, tokenizer: Qwen3Tokenizer, directory: 
         (directory / name).write_bytes(content)
 
 
-def tokenizer_files(tokenizer: Qwen3Tokenizer, context_length: int) -> dict[str, bytes]:
+def tokenizer_files(tokenizer: ModelTokenizer, context_length: int) -> dict[str, bytes]:
     """The files of a tokenizer by name: those it was loaded with, but for what has been changed since."""
     own = {
         "tokenizer_class": "Qwen2TokenizerFast",

@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from cycler import cycler
@@ -34,7 +35,7 @@ PAPER = "#FFFFFF"  # background of every figure, so that it stays readable on a 
 ROUNDING = 0.08  # inches: radius of its corners in notebooks
 CYCLE = (POLICY, REWARD, GOOD, BAD, REFERENCE, LENGTH)  # order for several curves in one plot
 
-STYLE = {
+STYLE: dict[str, Any] = {
     "figure.figsize": (7.5, 4.2),
     "figure.facecolor": PAPER,
     "figure.constrained_layout.use": True,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from .qwen3 import KVCache, Qwen3Model
-from .tokenizer import Qwen3Tokenizer, encode_prompts, stop_ids
+from .tokenizer import Qwen3Tokenizer, Tokenizer, encode_prompts, stop_ids
 
 Stops = int | Sequence[int] | None  # one id at which a response ends, several, or none
 
@@ -119,7 +119,7 @@ def generate_text_top_p_stream_cache(
 
 def generate_text_stream_concat_flex(
     model: Qwen3Model,
-    tokenizer: Qwen3Tokenizer,
+    tokenizer: Tokenizer,
     prompt: str,
     device: torch.device | str,
     max_new_tokens: int,
@@ -130,11 +130,11 @@ def generate_text_stream_concat_flex(
     """The generated text of a prompt; `verbose` prints it token by token, `generate_func` is the token stream."""
     generate_func = generate_func or generate_text_top_p_stream_cache
     input_ids = torch.tensor(encode_prompts(tokenizer, [prompt]), device=device)
-    stops = stop_ids(tokenizer)
-    stops = stops[0] if len(stops) == 1 else stops  # a stream of the reader's own may know of one only
-    generated = []
+    ids = stop_ids(tokenizer)
+    stops = ids[0] if len(ids) == 1 else ids  # a stream of the reader's own may know of one only
+    generated: list[int] = []
     for token in generate_func(model, input_ids, max_new_tokens, eos_token_id=stops, **generate_kwargs):
-        generated.append(token.item())
+        generated.append(int(token.item()))
         if verbose:
             print(tokenizer.decode(generated[-1:]), end="", flush=True)
     return tokenizer.decode(generated)

@@ -1,9 +1,11 @@
 """The Qwen3 tokenizer: byte-level BPE from a `tokenizer.json`, with Qwen3's special tokens and chat template."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from tokenizers import Tokenizer
+import tokenizers
 
 # In the order of Qwen3's own tokenizer, where they are the ids 151643 to 151668.
 SPECIAL_TOKENS = (
@@ -35,6 +37,43 @@ CHAT_TEMPLATE = (
 )
 
 
+class Tokenizer(Protocol):
+    """What sampling and training need of a tokenizer: one of your own with these four will do."""
+
+    eos_token_id: int
+    pad_token_id: int
+
+    def encode(self, text: str, /) -> list[int]:
+        """Token ids of a text."""
+
+    def decode(self, token_ids: list[int], /) -> str:
+        """The text of token ids."""
+
+
+class ModelTokenizer(Tokenizer, Protocol):
+    """What a model directory needs besides, which is written with its tokenizer."""
+
+    eos_token: str
+    apply_chat_template: bool
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, special tokens included."""
+
+    @property
+    def backend(self) -> tokenizers.Tokenizer:
+        """The same tokenizer as the `tokenizers` library has it."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The files that came with a tokenizer, by name, and what they say: they are written again where a model goes."""
+
+    content: dict[str, bytes]
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+
+
 class Qwen3Tokenizer:
     """Turns text into token ids and back.
 
@@ -56,7 +95,7 @@ class Qwen3Tokenizer:
         if not path.is_file():
             raise ValueError(f"there is no tokenizer file {path}; expected a Hugging Face tokenizer.json")
         try:
-            self.backend = Tokenizer.from_file(str(path))
+            self.backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception for any malformed file
             raise ValueError(f"{path} is not a valid tokenizer.json: {error}") from None
         self.path = path
@@ -64,7 +103,7 @@ class Qwen3Tokenizer:
         self.add_thinking = add_thinking
         self.pad_token_id = self._special_id("<|endoftext|>")
         self.more_eos_token_ids: tuple[int, ...] = ()
-        self.source = None  # the model directory's own files, where `models.load_tokenizer` has read them
+        self.source: Source | None = None  # where `models.load_tokenizer` has read a model directory's own files
         self.set_chat(apply_chat_template)
 
     def set_chat(self, apply_chat_template: bool) -> None:
@@ -134,18 +173,18 @@ class Qwen3Tokenizer:
         return "<|im_start|>", f"user\n{user_message}", closing
 
 
-def stop_ids(tokenizer) -> tuple[int, ...]:
+def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     """The ids at which a response ends: a tokenizer's `eos_token_ids`, or the one `eos_token_id` of a simpler one."""
     return getattr(tokenizer, "eos_token_ids", None) or (tokenizer.eos_token_id,)
 
 
-def response_text(tokenizer, token_ids: list[int]) -> str:
+def response_text(tokenizer: Tokenizer, token_ids: list[int]) -> str:
     """The text of a response, as rewards read it: without the token that ends it, unless a tokenizer `shows_end`."""
     hidden = bool(token_ids) and token_ids[-1] in stop_ids(tokenizer) and not getattr(tokenizer, "shows_end", False)
     return tokenizer.decode(token_ids[:-1] if hidden else token_ids)
 
 
-def encode_prompts(tokenizer, prompts: Sequence[str]) -> list[list[int]]:
+def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
     """Token ids of each prompt, read as text where the tokenizer can; ValueError for a prompt without any token."""
     encode = getattr(tokenizer, "encode_prompt", tokenizer.encode)
     encoded = [encode(prompt) for prompt in prompts]

@@ -15,7 +15,7 @@ from ..ch07 import (
 from ..data import render_prompt
 from ..qwen3 import Qwen3Model
 from ..sampling import has_ended
-from ..tokenizer import Qwen3Tokenizer, stop_ids
+from ..tokenizer import Tokenizer, stop_ids
 from .memory import MemoryPlan
 from .rewards import RewardFunction, accuracy, ask_rewards
 from .rollouts import join_rollouts, sample_rollouts, select_rollouts
@@ -66,19 +66,19 @@ def join_experience(parts: Sequence[Experience], pad_token_id: int) -> Experienc
     if len(parts) == 1:
         return parts[0]
     names = ("truncated", "parts", "rewards", "correct")
-    greedy = None if parts[0].greedy_rewards is None else torch.cat([p.greedy_rewards for p in parts])
+    greedy = [p.greedy_rewards for p in parts if p.greedy_rewards is not None]  # of all parts, or of none
     return Experience(
         examples=[example for p in parts for example in p.examples],
         rollouts=join_rollouts([p.rollouts for p in parts], pad_token_id),
         weights=parts[0].weights,
-        greedy_rewards=greedy,
+        greedy_rewards=torch.cat(greedy) if greedy else None,
         **{name: torch.cat([getattr(p, name) for p in parts]) for name in names},
     )
 
 
 def collect(
     model: Qwen3Model,
-    tokenizer: Qwen3Tokenizer,
+    tokenizer: Tokenizer,
     examples: list[dict],
     uniform: torch.Tensor,
     rewards: dict[str, tuple[RewardFunction, float]],
@@ -105,8 +105,8 @@ def collect(
         repeated = [example for example in examples for _ in range(count)]
         truncated = ~has_ended(rollouts.tokens, rollouts.lengths, stop_ids(tokenizer))
         info = {"step": step, "lengths": rollouts.lengths.tolist(), "truncated": truncated.tolist()}
-        # Without weight, so that it is known whatever is rewarded.
-        functions = rewards if "accuracy" in rewards else rewards | {"accuracy": (accuracy, 0.0)}
+        functions = dict(rewards)
+        functions.setdefault("accuracy", (accuracy, 0.0))  # without weight, so that it is known whatever is rewarded
         parts, _ = ask_rewards(functions, rollouts.texts, repeated, **info)
         penalty = torch.zeros(len(parts), device=device)
         if method.overlong_buffer:

@@ -22,7 +22,7 @@ from ..ch07 import (
 )
 from ..data import generate_tiny_problems, problem_set
 from ..qwen3 import Qwen3Model
-from ..tokenizer import Qwen3Tokenizer
+from ..tokenizer import ModelTokenizer
 from . import parallel
 from .config import TrainConfig
 from .experience import Experience, collect, has_signal, join_experience
@@ -73,7 +73,8 @@ class Problems:
 
     def __init__(self, problems: list[dict], seed: int, cursor: int = 0):
         self.problems, self.seed, self.cursor = problems, seed, cursor
-        self.epoch, self.order = -1, []
+        self.epoch = -1
+        self.order: list[int] = []
 
     def next(self, count: int) -> list[dict]:
         """The next problems."""
@@ -96,7 +97,7 @@ class Learner:
         self,
         config: TrainConfig,
         model: Qwen3Model,
-        tokenizer: Qwen3Tokenizer,
+        tokenizer: ModelTokenizer,
         problems: list[dict],
         device: torch.device | str = "cpu",
     ):
@@ -142,7 +143,7 @@ class Learner:
         shared = parallel.gather((batch.parts.cpu(), batch.rewards.cpu(), greedy))
         self.advantages = advantages = self.compute_advantages(shared)
         updates = self.update(batch, advantages.flatten())
-        parts, rewards, _ = (x if x[0] is None else torch.cat(x) for x in zip(*shared, strict=True))
+        parts, rewards = (torch.cat([own[k] for own in shared]) for k in range(2))
         judged = rewards[~rewards.isnan()]
         sums = parallel.gather(self.sums(batch))
         totals = {name: sum(part[name] for part in sums) for name in sums[0]}
@@ -169,6 +170,7 @@ class Learner:
 
     def sums(self, batch: Experience) -> dict[str, float]:
         """What the metrics of all processes are made of; answers that were not judged are neither right nor wrong."""
+        assert batch.rollouts.logps is not None  # they have been sampled
         correct = batch.correct[~batch.rewards.isnan() & ~batch.correct.isnan()]
         return {
             "tokens": batch.rollouts.lengths.sum().item(),
@@ -181,21 +183,23 @@ class Learner:
     def collect(self) -> Experience:
         """Groups of answers to the next problems; with dynamic sampling, groups without signal are replaced."""
         config, missing = self.config, self.config.prompts_per_step
-        found, kept = None, []
+        kept: list[Experience] = []
         for attempt in range(1 + MAX_REFILLS * self.method.dynamic_sampling):
             examples = self.problems.next(missing)
             own = parallel.own_part(missing)
             # The draws depend on seed, step and place alone: not on the processes, nor on where a run was resumed.
             generator = torch.Generator().manual_seed((config.seed * 1_000_003 + self.done) * 10 + attempt)
             uniform = torch.rand(len(examples), config.num_rollouts, config.max_new_tokens, generator=generator)
+            useful = torch.empty(0, dtype=torch.long)
             # A later attempt may be smaller than the number of processes; then some have nothing to do.
-            found = found if own.start == own.stop else collect(
-                self.model, self.tokenizer, examples[own], uniform[own], self.rewards, self.method, self.plan,
-                self.device, self.done, config.temperature, config.top_p,
-            )  # fmt: skip
+            if own.start < own.stop:
+                found = collect(
+                    self.model, self.tokenizer, examples[own], uniform[own], self.rewards, self.method, self.plan,
+                    self.device, self.done, config.temperature, config.top_p,
+                )  # fmt: skip
+                useful = found.has_signal.nonzero().squeeze(1)
             if not self.method.dynamic_sampling:
                 return found
-            useful = found.has_signal.nonzero().squeeze(1) if own.start < own.stop else []
             if len(useful):
                 kept.append(found.select(useful))
             missing -= sum(parallel.gather(len(useful)))
@@ -205,8 +209,8 @@ class Learner:
 
     def compute_advantages(self, shared: list[tuple]) -> torch.Tensor:
         """Advantages of this process's groups, (B, G); some methods compare with the rewards of all processes."""
-        parts, rewards, greedy = zip(*shared, strict=True)
-        greedy = None if greedy[0] is None else torch.cat(greedy)
+        parts, rewards, greedies = zip(*shared, strict=True)
+        greedy = None if greedies[0] is None else torch.cat(greedies)
         if self.method.separate_rewards:
             weights = torch.tensor([weight for _, weight in self.rewards.values()])
             advantages = compute_advantages(torch.cat(parts), self.method, weights, greedy)
@@ -230,6 +234,7 @@ class Learner:
         mask = rollouts.mask * counted[:, None]
         total = max(1.0, sum(parallel.gather(loss_total(mask, advantages, method, config.max_new_tokens))))
         lr = config.learning_rate(self.done)
+        skipped = 0
         metrics = {"loss": 0.0, "grad_norm": 0.0, "clip_fraction": 0.0, "kl": None, "skipped_updates": 0, "lr": lr}
         if sum(parallel.gather(len(rows))) == 0:
             return metrics
@@ -238,9 +243,14 @@ class Learner:
             max_tokens=self.plan.max_tokens,
         )  # fmt: skip
         ref_logps = score(self.reference) if self.reference is not None else None
+        sampler_logps = rollouts.logps
+        assert sampler_logps is not None  # they have been sampled
         # The sampler's own log-probs are the old ones, unless the method corrects for the sampler's rounding.
-        old_logps = score(self.model) if method.sampler_cap is not None else rollouts.logps
-        old_logps = old_logps if config.updates_per_step > 1 or method.sampler_cap is not None else None
+        old_logps: torch.Tensor | None = None
+        if method.sampler_cap is not None:
+            old_logps = score(self.model)
+        elif config.updates_per_step > 1:
+            old_logps = sampler_logps
         found, made = [], []
 
         def part_loss(logps: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -248,7 +258,7 @@ class Learner:
             old, ref = (None if x is None else x[rows, :width] for x in (old_logps, ref_logps))
             found.append(token_sums(logps.detach(), old, ref, advantages[rows], mask, method))
             return policy_loss(
-                logps, old, ref, advantages[rows], mask, method, rollouts.logps[rows, :width], total=total
+                logps, old, ref, advantages[rows], mask, method, sampler_logps[rows, :width], total=total
             )
 
         for number in range(config.updates_per_step):
@@ -266,7 +276,7 @@ class Learner:
             sums = [sum(values) for values in zip(*found, strict=True)] or [0.0, 0.0, 0.0]
             loss, clipped, kl, tokens = (sum(values) for values in zip(*parallel.gather([loss, *sums]), strict=True))
             if not (math.isfinite(norm) and math.isfinite(loss)):
-                metrics["skipped_updates"] += 1
+                skipped += 1
                 continue
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
@@ -274,6 +284,7 @@ class Learner:
             made.append({"loss": loss, "grad_norm": norm, "clip_fraction": clipped / max(1.0, tokens)})
             if ref_logps is not None:
                 made[-1]["kl"] = kl / max(1.0, tokens)
+        metrics["skipped_updates"] = skipped
         return metrics | {name: sum(one[name] for one in made) / len(made) for name in (made[0] if made else ())}
 
     def state(self) -> dict:

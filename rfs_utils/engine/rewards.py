@@ -18,7 +18,7 @@ import torch
 from ..ch06 import reward_rlvr
 from ..ch07 import reward_format
 
-RewardFunction = Callable[..., list[float | None]]
+RewardFunction = Callable[..., Sequence[float | None]]
 
 
 def accuracy(responses: Sequence[str], examples: Sequence[dict], **info) -> list[float]:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from ..ch06 import Rollouts, sample_batch
 from ..qwen3 import Qwen3Model
-from ..tokenizer import Qwen3Tokenizer, encode_prompts
+from ..tokenizer import Tokenizer, encode_prompts
 from .microbatches import slices
 
 
@@ -19,7 +19,7 @@ def cache_bytes_per_token(model: Qwen3Model) -> int:
 
 def sample_rollouts(
     model: Qwen3Model,
-    tokenizer: Qwen3Tokenizer,
+    tokenizer: Tokenizer,
     prompts: Sequence[str],
     device: torch.device | str,
     num_rollouts: int = 1,
@@ -52,10 +52,12 @@ def join_rollouts(batches: Sequence[Rollouts], pad_token_id: int) -> Rollouts:
     """One batch of rollouts from several: prompts padded on the left, responses on the right."""
     width = max(b.prompt_ids.shape[1] for b in batches)
     longest = max(b.tokens.shape[1] for b in batches)
-    prompt_ids, pads = [], []
+    prompt_ids, pads, logps = [], [], []
     for b in batches:
+        assert b.logps is not None  # whatever has been sampled has them
         more = width - b.prompt_ids.shape[1]
         prompt_ids.append(F.pad(b.prompt_ids, (more, 0), value=pad_token_id))
+        logps.append(F.pad(b.logps, (0, longest - b.tokens.shape[1])))
         pads.append((0 if b.num_pad is None else b.num_pad) + torch.full_like(b.lengths, more))
     num_pad = torch.cat(pads)
     return Rollouts(
@@ -64,7 +66,7 @@ def join_rollouts(batches: Sequence[Rollouts], pad_token_id: int) -> Rollouts:
         tokens=torch.cat([F.pad(b.tokens, (0, longest - b.tokens.shape[1])) for b in batches]),
         lengths=torch.cat([b.lengths for b in batches]),
         texts=[text for b in batches for text in b.texts],
-        logps=torch.cat([F.pad(b.logps, (0, longest - b.tokens.shape[1])) for b in batches]),
+        logps=torch.cat(logps),
     )
 
 
@@ -76,5 +78,5 @@ def select_rollouts(rollouts: Rollouts, rows: torch.Tensor) -> Rollouts:
         tokens=rollouts.tokens[rows],
         lengths=rollouts.lengths[rows],
         texts=[rollouts.texts[i] for i in rows.tolist()],
-        logps=rollouts.logps[rows],
+        logps=None if rollouts.logps is None else rollouts.logps[rows],
     )

@@ -80,12 +80,13 @@ def sample_datapoint(rng: random.Random, num_digits: int = NUM_DIGITS) -> Proble
     a, b = (rng.randrange(10**num_digits) for _ in range(2))
     return f"{a:0{num_digits}}+{b:0{num_digits}}=", str(a + b)
 
-# %% ../../exercises/addition.ipynb #d4c02232
+# %% ../../exercises/addition.ipynb #57f2b81d
 def addition_problems(count: int, split: str = "train", seed: int = 0, num_digits: int = NUM_DIGITS) -> list[Problem]:
     """Additions of one side of the split, "train" or "test"; the same list for the same arguments, everywhere."""
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
-    rng, problems = random.Random(f"{split} {seed}"), []
+    rng = random.Random(f"{split} {seed}")
+    problems: list[Problem] = []
     while len(problems) < count:
         prompt, answer = sample_datapoint(rng, num_digits)
         a, b = map(int, prompt[:-1].split("+"))
@@ -136,7 +137,7 @@ def training_batch(problems: Sequence[Problem]) -> tuple[torch.Tensor, torch.Ten
     place = torch.arange(ids.shape[1])
     return ids, (place >= starts[:, None]) & (place < lengths[:, None])
 
-# %% ../../exercises/addition.ipynb #3e754e98
+# %% ../../exercises/addition.ipynb #4cfe3676
 def pretrain_addition(
     model: Qwen3Model,
     target: float = 0.38,
@@ -153,7 +154,7 @@ def pretrain_addition(
     problems = addition_problems(batch_size * max_steps, seed=seed)
     held_back = addition_problems(2000, seed=1_000_000 + seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.1)
-    checks = []
+    checks: list[tuple[int, float, float]] = []
     for step in range(1, max_steps + 1):
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1, step / 50)

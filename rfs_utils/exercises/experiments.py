@@ -88,7 +88,7 @@ def run_experiment(name: str, seeds: Sequence[int], report: Callable[[str], None
     experiment, path = EXPERIMENTS[name], RESULTS / f"{name}.csv"
     done = set()
     if path.exists():
-        done = {(label, int(log["seed"][0])) for label, logs in read_experiment(name).items() for log in logs}
+        done = {(label, log["seed"][0]) for label, logs in read_experiment(name).items() for log in logs}
     labels = [label for label in experiment.runs if label != experiment.default]
     missing = [(label, seed) for seed in seeds for label in labels if (label, seed) not in done]
     with tempfile.TemporaryDirectory() as folder:
@@ -102,7 +102,7 @@ def run_experiment(name: str, seeds: Sequence[int], report: Callable[[str], None
 def append_log(path: Path, label: str, seed: int, log: Log, extra: str = "") -> None:
     """Add a run to a CSV file, rounded to four digits after the point."""
     steps = range(len(log["step"]))
-    columns = log | {"label": [label for _ in steps], "seed": [seed for _ in steps]}
+    columns: dict[str, Sequence] = {**log, "label": [label for _ in steps], "seed": [seed for _ in steps]}
     columns["extra"] = log.get(f"reward_{extra}", [None for _ in steps])
     rows = [{name: columns[name][i] for name in EXPERIMENT_COLUMNS} for i in steps]
     append_rows(path, [{name: _cell(value) for name, value in row.items()} for row in rows], key="label")
@@ -154,8 +154,8 @@ def format_results(runs: Mapping[str, Sequence[Log]], columns: Mapping[str, Call
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = []
     for first, *rest in table:
-        cells = (cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))
-        lines.append("  ".join((first.ljust(widths[0]), *cells)))
+        padded = (cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))
+        lines.append("  ".join((first.ljust(widths[0]), *padded)))
     return "\n".join(lines)
 
 

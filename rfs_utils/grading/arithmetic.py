@@ -11,6 +11,7 @@ with anything that is not an expression is rejected, which is what `scalar` chec
 """
 
 from fractions import Fraction
+from typing import Any
 
 from .answers import Based, Matrix, Node, Relation, Scalar, Sequence
 from .determinants import determinant
@@ -69,6 +70,18 @@ def unwrap(value):
 class Arithmetic(UnitReader):
     """Expressions, brackets and matrices; `Parser` adds lists and relations."""
 
+    def items(self):
+        """One answer or a list of several; brackets and braces hold such, and `Parser` reads them."""
+        raise NotImplementedError
+
+    def item(self):
+        """One answer: a side or a relation, which `Parser` reads."""
+        raise NotImplementedError
+
+    def side(self):
+        """One member of a relation, which `Parser` reads."""
+        raise NotImplementedError
+
     def sum(self):
         terms = [self.term()]
         if self.kind == "-" and type(terms[0]) is not tuple:  # a set minus another
@@ -113,7 +126,8 @@ class Arithmetic(UnitReader):
 
     def product(self):
         first = self.mixed_number() or self.power()
-        factors, divisors = [first], []
+        factors: list = [first]
+        divisors: list = []
         while True:
             kind = self.kind
             if kind == "*" or kind == "/":
@@ -252,10 +266,11 @@ class Arithmetic(UnitReader):
         if kind == "{" and self.tokens[self.position + 2][0] == "}" \
                 and self.tokens[self.position + 1][0] == "num":  # {14}, the most frequent group
             self.next()
-            node = ("n", number(self.next()))
+            digits = self.next()
             self.next()
-            return node
+            return ("n", number(digits))
         self.enter()
+        node: Any  # an expression or one of the classes of `answers`
         if kind in _OPENERS:
             node = self.group()
         elif kind == "{":
@@ -441,7 +456,7 @@ class Arithmetic(UnitReader):
         if power == ("-", ("n", 1)) and name in _INVERSE:
             name, power = _INVERSE[name], None
         if name == "log" or name == "lg":
-            node = ("log", base or ("n", 10), argument)
+            node: Node = ("log", base or ("n", 10), argument)
         elif name in ("sqrt", "cbrt"):
             node = ("root", 2 if name == "sqrt" else 3, argument)
         else:
@@ -464,7 +479,7 @@ class Arithmetic(UnitReader):
         factors = [scalar(self.power())]
         while self.kind in ("var", "const", "\\frac", "\\sqrt"):
             factors.append(scalar(self.power()))
-        divisors = []
+        divisors: list[Node] = []
         if self.kind == "/" and factors[-1] == _PI:  # sin pi/6, but (sin x)/6
             self.next()
             divisors.append(scalar(self.power()))

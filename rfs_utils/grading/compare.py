@@ -34,7 +34,7 @@ from .answers import (
     Text,
 )
 from .conditions import FLIPPED, as_meaning, join, lone_name, solve_relation
-from .evaluate import FINE, POINTS, Evaluator, close, negligible, signed_samples, vanishes
+from .evaluate import FINE, NORMAL, POINTS, Evaluator, close, negligible, signed_samples, vanishes
 from .labels import in_order, may_name_the_same
 from .limits import MAX_BITS, MAX_VALUES, Budget, Rejected
 from .regions import Region, has_variables, to_region
@@ -101,11 +101,11 @@ class Comparison:
                 return False
         return compared >= enough
 
-    def real_values(self, a: Node, b: Node, values: dict, *context):
+    def real_values(self, a: Node, b: Node, values: dict, context=NORMAL):
         """Both values, each with whether it is a real number; None where one is undefined."""
         found = []
         for node in (a, b):
-            evaluator = Evaluator(self.budget, 0, *context, values=values)
+            evaluator = Evaluator(self.budget, 0, context, values)
             try:
                 found.append((evaluator.value(node), evaluator.is_real))
             except Rejected as rejected:
@@ -489,7 +489,8 @@ def _expand_point(sequence: Sequence) -> list[Sequence]:
     items = sequence.items
     if not all(type(item) is Scalar for item in items):
         raise Rejected("not_an_expression")
-    nodes, found = [item.node for item in items], []
+    nodes = [item.node for item in items]
+    found: list = []
     _collect_signs(nodes, found)
     order = sorted(set(found))
     tied = _has_minus_plus(nodes)

@@ -22,7 +22,7 @@ def solve_relation(operators: list[str], sides: list, budget: Budget) -> Labelle
     if operators == ["!="] and lone_name(sides[0]) and type(sides[1]) is Sequence and \
             sides[1].brackets in ("", "{}"):  # x \ne \pm 1
         region = all_but(sides[1].items, budget)
-        return region and Labelled(lone_name(sides[0]), region)
+        return None if region is None else Labelled(lone_name(sides[0]), region)
     if not set(operators) <= {*FLIPPED, "!="} or \
             "!=" in operators and len(operators) > 1 or \
             not all(type(side) is Scalar for side in sides):
@@ -83,6 +83,7 @@ def join(sequence: Sequence, items: list, budget: Budget) -> Labelled | Region |
             return None
         total = part if total is None else \
             combine(total, part, OPERATIONS[operator], budget)
+    assert total is not None  # there are two items or more
     if not total.cuts:  # x < 1, x > 3
         return None
     return as_meaning(total, names.pop() if names else "")

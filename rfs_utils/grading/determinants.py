@@ -29,6 +29,6 @@ def _expanded(rows: list[list[Node]]) -> Node:
     terms = []
     for column, first in enumerate(rows[0]):
         minor = _expanded([row[:column] + row[column + 1:] for row in rows[1:]])
-        term = ("*", [first, minor], [])
+        term: Node = ("*", [first, minor], [])
         terms.append(("-", term) if column % 2 else term)
     return ("+", terms)

@@ -21,7 +21,8 @@ def lines_to_commas(tokens: list[tuple], start: int, kind: str) -> None:
     A line that begins with a relation sign goes on with the line before. An alignment mark
     beside no relation sign is the condition of a piecewise function, which is rejected.
     """
-    position, kept = start, []
+    position = start
+    kept: list[tuple] = []
     while tokens[position] != ("end", kind):
         token = tokens[position]
         following = tokens[position + 1]

@@ -227,10 +227,10 @@ class Evaluator:
 
     def exact_root(self, a: int | Fraction, k: int) -> int | Fraction | None:
         """The k-th root of a number > 0 when it is rational and small enough to try."""
-        if type(a) is Fraction:
+        if isinstance(a, Fraction):
             top = self.exact_root(a.numerator, k)
             bottom = None if top is None else self.exact_root(a.denominator, k)
-            return None if bottom is None else Fraction(top, bottom)
+            return None if top is None or bottom is None else Fraction(top, bottom)
         bits = a.bit_length()
         if a == 1:
             return 1

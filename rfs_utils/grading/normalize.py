@@ -87,7 +87,7 @@ def clean(text: str) -> str:
     if "~" in text:
         text = _HEDGE.sub(r"\1\\approx ", text)
     if "\\" in text or "~" in text or "{," in text or "..." in text:
-        text = _MARKUP.sub(lambda match: _MARKUP_MEANS[match.lastgroup], text)
+        text = _MARKUP.sub(lambda match: _MARKUP_MEANS[match.lastgroup or ""], text)
     if text[:1] in _MARKS or text[-1:] in _MARKS:
         text = _unwrap(text)
     if "U" in text:  # (1,2) U (3,4)

@@ -141,7 +141,10 @@ def to_region(meaning, budget: Budget) -> Region | None:
     values = [real_value(item.node, budget) for item in meaning.items]
     if any(value is None or is_set and type(value) is float for value in values):
         return None
-    return points(values) if is_set else interval(*values, meaning.brackets)
+    if is_set:
+        return points(values)
+    low, high = values
+    return interval(low, high, meaning.brackets)
 
 
 def has_variables(node) -> bool:
@@ -171,9 +174,12 @@ def linear(node: Node) -> tuple[Node, Node] | None:
         form = linear(node[1])
         return form and (("-", form[0]), ("-", form[1]))
     if operation == "+":
-        forms = [linear(term) for term in node[1]]
-        if None in forms:
-            return None
+        forms = []
+        for term in node[1]:
+            form = linear(term)
+            if form is None:
+                return None
+            forms.append(form)
         return ("+", [form[0] for form in forms]), ("+", [form[1] for form in forms])
     if operation == "*":
         _, factors, divisors = node
@@ -198,9 +204,9 @@ def solve(left: Node, right: Node, operator: str, budget: Budget) -> Region | No
                 joined = "cap"
             low, high = ((("-", bound), inside[2]), (inside[2], bound)) if joined == "cap" else \
                 ((bound, inside[2]), (inside[2], ("-", bound)))
-            parts = [solve(*low, budget=budget, operator=operator),
-                     solve(*high, budget=budget, operator=operator)]
-            return None if None in parts else combine(*parts, OPERATIONS[joined], budget)
+            a = solve(*low, budget=budget, operator=operator)
+            b = solve(*high, budget=budget, operator=operator)
+            return None if a is None or b is None else combine(a, b, OPERATIONS[joined], budget)
     if operator == "<" or operator == "<=":
         if left == ("-", _INFINITY) or right == _INFINITY:
             return REALS if operator == "<" else None

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import safe_open
@@ -57,12 +58,12 @@ def plain_names(state: dict) -> dict:
     return plain
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> Qwen3Model:
     """The model inside torch's wrappers; one without a wrapper is returned as it is."""
     while True:
         inner = next((child for name, child in model.named_children() if name in _WRAPPERS), None)
         if inner is None:
-            return model
+            return cast(Qwen3Model, model)
         model = inner
 
 

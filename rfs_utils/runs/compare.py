@@ -112,9 +112,10 @@ def evaluations(config: TrainConfig, method: str, seed: int) -> list[dict]:
     """A row for each evaluation of a run."""
     config = replace(config, method=method, seed=seed)
     run = short_run(clock=time.process_time, **{k: v for k, v in vars(config).items() if k != "out"})
+    each = config.prompts_per_step * config.num_rollouts
     columns = {
         "step": run["step"],
-        "rollouts": [step * config.prompts_per_step * config.num_rollouts for step in run["step"]],
+        "rollouts": [None if step is None else step * each for step in run["step"]],
         "seconds": run["seconds"],
         "accuracy": run["eval_accuracy"],
         "tokens": run["eval_tokens"],

@@ -55,7 +55,7 @@ from ..models import (
 )
 from ..plots import read_metrics
 from ..qwen3 import Qwen3Model
-from ..tokenizer import Qwen3Tokenizer
+from ..tokenizer import ModelTokenizer
 from .watch import WATCHED
 
 CHECKPOINT_FILES = (*OWN_FILES, *LICENCES, "optimizer.safetensors", "random.safetensors", "state.json")
@@ -70,11 +70,11 @@ BEFORE = {
     "harder_accuracy": optional(number(0, 1)),
     "responses": list_of(TEXT),
 }
+_STEP = optional(whole())
 _BEST = Kind(
     "an accuracy and its step, or -1 and null",
     lambda best: isinstance(best, list) and len(best) == 2 and number(-1, 1).fits(best[0]) and _STEP.fits(best[1]),
 )
-_STEP = optional(whole())
 _WATCHED = {name: optional(ANY_NUMBER) if name in ("reward_avg", "accuracy") else ANY_NUMBER for name in WATCHED}
 STATE = {"step": whole(), "cursor": whole(), "optimizer": table_of(number()), "random": OBJECT}
 LATER_STATE = {  # which checkpoints of former times do not all have
@@ -191,7 +191,7 @@ def append_lines(path: Path, records: list[dict]) -> None:
 
 
 def save_run_checkpoint(
-    folder: Path, step: int, model: Qwen3Model, tokenizer: Qwen3Tokenizer, optimizer: torch.optim.Optimizer, state: dict
+    folder: Path, step: int, model: Qwen3Model, tokenizer: ModelTokenizer, optimizer: torch.optim.Optimizer, state: dict
 ) -> None:
     """Write checkpoints/step-NNNNN: model, optimiser, random states, and `state`, which JSON can hold.
 
@@ -348,7 +348,9 @@ def random_states() -> tuple[dict[str, torch.Tensor], dict]:
     tensors = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors |= {f"cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
-    name, keys, *rest = np.random.get_state()
+    state = np.random.get_state()
+    assert isinstance(state, tuple)  # of numpy's global generator, unless asked for otherwise
+    name, keys, *rest = state
     return tensors, {"python": random.getstate(), "numpy": [name, keys.tolist(), *rest]}
 
 

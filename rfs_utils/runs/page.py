@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from .. import kinds
 from ..files import parse_json, read_fields, write_text
@@ -140,7 +141,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
-def _is_list(value: object, fits: Callable[[object], bool]) -> bool:
+def _is_list(value: object, fits: Callable[[Any], bool]) -> bool:
     return isinstance(value, list) and all(map(fits, value))
 
 
@@ -148,7 +149,8 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-FIELDS = {  # of a line of samples.jsonl: whether a value fits, and what is expected
+# Of a line of samples.jsonl: whether a value fits, and what is expected.
+FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "step": (lambda value: isinstance(value, int) and 0 <= value < 10**15, "a whole number"),
     "reward": (lambda value: value is None or _is_number(value), "a number, or null where it was not judged"),
     "advantage": (_is_number, "a number"),
@@ -163,8 +165,10 @@ def format_result(result: dict) -> str:
     """What the run came to, as a table."""
     if not result:
         return "<p>This run is not finished.</p>"
-    rows = [("held-out accuracy", f"{result['accuracy_before']:.1%}", f"{result['accuracy_after']:.1%}")]
-    rows.append(("response tokens", f"{result['tokens_before']:.1f}", f"{result['tokens_after']:.1f}"))
+    rows: list[tuple[str, ...]] = [
+        ("held-out accuracy", f"{result['accuracy_before']:.1%}", f"{result['accuracy_after']:.1%}"),
+        ("response tokens", f"{result['tokens_before']:.1f}", f"{result['tokens_after']:.1f}"),
+    ]
     harder = (result["harder_accuracy_before"], result["harder_accuracy_after"])
     if None not in harder:
         rows.append(("harder levels, never trained on", *(f"{value:.1%}" for value in harder)))
@@ -177,9 +181,10 @@ def format_result(result: dict) -> str:
     )
 
 
-def curve(steps: Sequence[float], values: Sequence[float | None], title: str, about: str) -> str:
+def curve(steps: Sequence[float | None], values: Sequence[float | None], title: str, about: str) -> str:
     """One metric as a small picture; nothing when it has no values."""
-    points = [(s, v) for s, v in zip(steps, values, strict=True) if v is not None and math.isfinite(v)]
+    pairs = zip(steps, values, strict=True)
+    points = [(s, v) for s, v in pairs if s is not None and v is not None and math.isfinite(v)]
     if not points:
         return ""
     xs, ys = zip(*points, strict=True)

@@ -85,7 +85,7 @@ def resume(folder: str | Path, report: Callable[[str], None] = print, changes: d
     steps = checkpoint_steps(folder)
     if not steps and (folder / "result.json").is_file():
         raise ValueError(f"the run in {folder} is finished, and none of its checkpoints is there to go on from")
-    state = {"step": 0, "cursor": 0}
+    state: dict = {"step": 0, "cursor": 0}
     newest = folder / "checkpoints" / checkpoint_name(steps[-1]) if steps else None
     older = f"; remove {newest} to go on from step {steps[-2]}" if len(steps) > 1 else ""
     if newest:  # what cannot go on is found before the model is loaded
@@ -405,7 +405,8 @@ def open_board(folder: Path):
 
 def sample_records(learner: Learner, groups: int = 2) -> list[dict]:
     """The last step's first groups, token by token, for `rfs samples` and the page of the run."""
-    batch, records = learner.experience, []
+    batch, advantages, records = learner.experience, learner.advantages, []
+    assert batch is not None and batch.rollouts.logps is not None and advantages is not None  # after a step
     size = batch.rewards.shape[1]
     for row in range(min(groups, len(batch.examples)) * size):
         example = batch.examples[row // size]
@@ -416,7 +417,7 @@ def sample_records(learner: Learner, groups: int = 2) -> list[dict]:
             "problem": example["problem"],
             "answer": example["answer"],
             "reward": None if math.isnan(reward) else round(reward, 4),  # None: not judged
-            "advantage": round(learner.advantages[row // size, row % size].item(), 4),
+            "advantage": round(advantages[row // size, row % size].item(), 4),
             "tokens": [learner.tokenizer.decode([token]) for token in tokens],
             "logps": [round(x, 3) for x in batch.rollouts.logps[row, : len(tokens)].tolist()],
         })  # fmt: skip
