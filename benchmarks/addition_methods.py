@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from rfs_utils.exercises.addition_dpo import iterate_dpo
-from rfs_utils.exercises.addition_rl import RECIPES, RESULTS, train_recipe
+from rfs_utils.exercises.addition_rl import ADDITION_RESULTS, RECIPES, train_recipe
 from rfs_utils.runs.compare import run_missing
 
 RUNS = {name: partial(train_recipe, recipe) for name, recipe in RECIPES.items()} | {"dpo": iterate_dpo}
@@ -20,7 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", default=",".join(RUNS))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--csv", type=Path, default=RESULTS)
+    parser.add_argument("--csv", type=Path, default=ADDITION_RESULTS)
     args = parser.parse_args()
     names = args.methods.split(",")
     unknown = [name for name in names if name not in RUNS]

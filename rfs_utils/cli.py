@@ -123,7 +123,7 @@ def run_train(args) -> None:
 
 def add_pretrain(parser) -> None:
     from .engine.config import setting_kinds
-    from .exercises.pretrain import Recipe
+    from .exercises.pretrain import PretrainRecipe
 
     kinds = setting_kinds()
     describe(
@@ -135,7 +135,7 @@ def add_pretrain(parser) -> None:
     )
     out_help = "folder for the two model directories, new or empty (default: %(default)s)"
     parser.add_argument("--out", metavar="DIR", default="pretrained", help=out_help)
-    steps_help = f"pre-training steps (default: {Recipe.steps}, as for the models that come with the book)"
+    steps_help = f"pre-training steps (default: {PretrainRecipe.steps}, as for the models that come with the book)"
     add_number(parser, "--steps", kinds["steps"], steps_help)
     add_number(parser, "--seed", kinds["seed"], "seed of weights and documents (default: %(default)s)", 0)
     parser.set_defaults(run=run_pretrain)

@@ -26,8 +26,8 @@ from .tokenizer import CHAT_TEMPLATE, Qwen3Tokenizer, stop_ids
 
 __all__ = [
     "ALIASES", "HUB_MODELS", "SHIPPED", "download_qwen3_grpo_checkpoints", "get_device", "load_model",
-    "load_model_and_tokenizer", "load_tokenizer", "load_weights", "model_directory", "native_dtype", "read_config",
-    "save_model",
+    "load_model_and_tokenizer", "load_tokenizer", "load_weights", "model_directory", "native_dtype",
+    "read_model_config", "save_model",
 ]  # fmt: skip
 
 WEIGHTS_DIR = Path(__file__).parent / "weights"
@@ -175,7 +175,7 @@ def load_model(
     A file's own output head is used where it differs from the embedding, as `transformers` does.
     """
     directory = Path(directory)
-    cfg = read_config(directory / "config.json")
+    cfg = read_model_config(directory / "config.json")
     dtype = native_dtype(dtype or cfg["dtype"], device)
     path = weights_file(directory)
     stored = open_checkpoint(path)
@@ -255,7 +255,7 @@ def stop_tokens(directory: str | Path) -> list[int]:
     return []
 
 
-def read_config(path: str | Path) -> dict:
+def read_model_config(path: str | Path) -> dict:
     """Our config dictionary from a Hugging Face config.json; ValueError when it is not a Qwen3 config."""
     hf = read_object(Path(path))
     if hf.get("model_type") != "qwen3":

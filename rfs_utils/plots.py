@@ -30,18 +30,18 @@ GOOD = "#009E73"  # green: above average, correct
 BAD = "#993D00"  # dark vermilion: below average, wrong
 NEUTRAL = "#7A7A7A"  # grey: inputs, context, padding
 INK = "#1A1A1A"  # text
-CARD = "#FFFFFF"  # background of every figure, so that it stays readable on a dark page
+PAPER = "#FFFFFF"  # background of every figure, so that it stays readable on a dark page
 ROUNDING = 0.08  # inches: radius of its corners in notebooks
 CYCLE = (POLICY, REWARD, GOOD, BAD, REFERENCE, LENGTH)  # order for several curves in one plot
 
 STYLE = {
     "figure.figsize": (7.5, 4.2),
-    "figure.facecolor": CARD,
+    "figure.facecolor": PAPER,
     "figure.constrained_layout.use": True,
     "figure.constrained_layout.w_pad": 0.12,
     "figure.constrained_layout.h_pad": 0.12,
-    "savefig.facecolor": CARD,
-    "axes.facecolor": CARD,
+    "savefig.facecolor": PAPER,
+    "axes.facecolor": PAPER,
     "axes.edgecolor": NEUTRAL,
     "axes.labelcolor": INK,
     "axes.spines.top": False,
@@ -61,7 +61,7 @@ STYLE = {
     "xtick.labelsize": 12,
     "ytick.labelsize": 12,
     "legend.fontsize": 12,
-    "legend.edgecolor": CARD,
+    "legend.edgecolor": PAPER,
     "legend.framealpha": 0.85,
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same letters everywhere
@@ -91,7 +91,7 @@ def _png(fig: Figure) -> bytes:
     buffer = io.BytesIO()
     width, height = map(float, fig.get_size_inches())
     card = FancyBboxPatch(
-        (0, 0), width, height, boxstyle=f"round,pad=0,rounding_size={ROUNDING}", fc=CARD, lw=0,
+        (0, 0), width, height, boxstyle=f"round,pad=0,rounding_size={ROUNDING}", fc=PAPER, lw=0,
         zorder=-1, transform=fig.dpi_scale_trans,
     )  # fmt: skip
     with matplotlib.rc_context(STYLE):

@@ -1,5 +1,6 @@
 """Small random models and a tokenizer that tests share."""
 
+import os
 import signal
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 from small import make_tokenizer
 
 from rfs_utils.qwen3 import Qwen3Model
+
+NIGHTLY = bool(os.environ.get("RFS_NIGHTLY"))  # as `make nightly` sets it: every case, in place of a sample
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a job in the background; tests send Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -258,7 +258,7 @@ def test_runs_are_appended_once_and_can_be_taken_up_again(tmp_path):
 
 def test_the_results_over_seeds_are_complete_and_good():
     last = {}
-    for row in read_comparison(addition_rl.RESULTS):
+    for row in read_comparison(addition_rl.ADDITION_RESULTS):
         last[row["method"], int(row["seed"])] = row
     assert last.keys() == {(name, seed) for name in (*RECIPES, "dpo") for seed in range(5)}
     for name, recipe in RECIPES.items():

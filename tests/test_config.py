@@ -13,7 +13,7 @@ from rfs_utils.engine.config import (
     format_config,
     read_config,
 )
-from rfs_utils.engine.rewards import compute_rewards, parse_rewards
+from rfs_utils.engine.rewards import ask_rewards, parse_rewards
 
 
 def test_a_config_survives_its_file(tmp_path):
@@ -98,7 +98,7 @@ def test_rewards_by_name_with_weights(tmp_path, monkeypatch):
     rewards = parse_rewards("accuracy, format=0.5, my_rewards_module:short=-2")
     assert [weight for _, weight in rewards.values()] == [1.0, 0.5, -2.0]
     texts = [r"<think>1</think>\boxed{7}", r"\boxed{8}"]
-    parts, weights = compute_rewards(rewards, texts, [{"answer": "7"}] * 2, lengths=[9, 2], truncated=[False, False])
+    parts, weights = ask_rewards(rewards, texts, [{"answer": "7"}] * 2, lengths=[9, 2], truncated=[False, False])
     assert parts.nan_to_num(9.0).tolist() == [[1, 1, 9], [0, 0, 1]] and weights.tolist() == [1.0, 0.5, -2.0]
     assert parts.isnan().sum() == 1, "None is no number"
 
@@ -114,7 +114,7 @@ def test_rewards_by_name_with_weights(tmp_path, monkeypatch):
 )
 def test_a_reward_that_returns_nonsense_is_named(returned, message):
     with pytest.raises(ValueError, match=f"reward 'mine' {message}"):
-        compute_rewards({"mine": (lambda *args, **info: returned, 1.0)}, ["a", "b"], [{}, {}])
+        ask_rewards({"mine": (lambda *args, **info: returned, 1.0)}, ["a", "b"], [{}, {}])
 
 
 @pytest.mark.parametrize(

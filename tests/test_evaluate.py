@@ -207,7 +207,7 @@ def test_other_settings_are_refused_and_the_file_stays(talker, tmp_path):
         ({"seed": 1}, "seed = 0, not 1"),
         ({"num_samples": 2}, "samples = 1, not 2"),
         ({"problems": PROBLEMS[::-1]}, "made with problems"),
-        ({"model": other}, f"weights = {weights_fingerprint(model)}, not {weights_fingerprint(other)}"),
+        ({"model": other}, f"weights = '{weights_fingerprint(model)}', not '{weights_fingerprint(other)}'"),
     ):
         arguments = {"model": model, "problems": PROBLEMS} | options | changed
         with pytest.raises(ValueError, match=words):
@@ -224,7 +224,7 @@ def test_other_settings_are_refused_and_the_file_stays(talker, tmp_path):
         (b"[1]\n", "not a file of answers"),
         (b"HEAD\n{}\n", "line 2: not a record"),
         (b"HEAD\n[]\n", "line 2: not a record"),
-        (b'HEAD\n{"key": "a", "sample": 0}\nhalf\n{"key": "b", "sample": 0}\n', "line 3: not a record"),
+        (b'HEAD\n{"key": "a", "sample": 0}\nhalf\n{"key": "b", "sample": 0}\n', "line 2: not a record"),
     ],
 )
 def test_files_that_are_no_answers_are_refused_and_stay(talker, tmp_path, content, words):
@@ -376,10 +376,10 @@ def test_rfs_eval(tmp_path, capsys):
     "arguments, words",
     [
         (["--data", "gsm8k"], "known names are math500, math-train, tiny"),
-        (["--limit", "0"], "limit must be at least 1"),
+        (["--limit", "0"], "limit must be a whole number from 1 to"),
         (["--model", "gpt"], "unknown model 'gpt'"),
         (["--temperature", "-1"], "temperature must be"),
-        (["--max-new-tokens", "0"], "max_new_tokens must be at least 1"),
+        (["--max-new-tokens", "0"], "max_new_tokens must be a whole number from 1 to"),
         (["--samples", "2"], "just 1 at temperature 0"),
         (["--checkpoint", "nowhere.pth"], "there is no checkpoint nowhere.pth"),
     ],

@@ -5,7 +5,7 @@ import pytest
 from rfs_utils.engine.config import TrainConfig
 from rfs_utils.exercises import experiments
 from rfs_utils.exercises.experiments import (
-    COLUMNS,
+    EXPERIMENT_COLUMNS,
     EXPERIMENTS,
     Experiment,
     at_step,
@@ -37,7 +37,7 @@ def fake_run(calls):
         calls.append(settings)
         return {
             "step": [0, 1, 2], "reward_avg": [None, 0.25, 0.5], "eval_accuracy": [0.1, None, 0.5],
-            **{name: [None, 1.0, 2.0] for name in COLUMNS[4:11]}, "eval_tokens": [7.0, None, 9.0],
+            **{name: [None, 1.0, 2.0] for name in EXPERIMENT_COLUMNS[4:11]}, "eval_tokens": [7.0, None, 9.0],
             "reward_format": [None, 0.123456, 0.2],
         }  # fmt: skip
     return short_run

@@ -14,7 +14,7 @@ from rfs_utils import ch06
 from rfs_utils.cli import main
 from rfs_utils.data import generate_tiny_problems
 from rfs_utils.hub.weights import load_weights, plain_names, to_hf_names
-from rfs_utils.models import load_model, load_model_and_tokenizer, load_tokenizer, read_config, save_model
+from rfs_utils.models import load_model, load_model_and_tokenizer, load_tokenizer, read_model_config, save_model
 from rfs_utils.runs import held_out
 from rfs_utils.runs.export import export_model
 
@@ -236,7 +236,7 @@ def test_the_default_rotary_embedding_may_be_named(changes, tmp_path):
     folder = make_directory(tmp_path / "model")
     config = json.loads((folder / "config.json").read_text()) | changes
     (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
-    assert read_config(folder / "config.json")["rope_base"] == 10_000.0
+    assert read_model_config(folder / "config.json")["rope_base"] == 10_000.0
     transformers = pytest.importorskip("transformers")
     peer = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
@@ -251,4 +251,4 @@ def test_other_rotary_embeddings_are_refused(rope, tmp_path):
     for key in ("rope_scaling", "rope_parameters"):
         (folder / "config.json").write_text(json.dumps(config | {key: rope}))
         with pytest.raises(ValueError, match="rope_scaling = .*; only the default is supported"):
-            read_config(folder / "config.json")
+            read_model_config(folder / "config.json")

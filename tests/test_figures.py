@@ -209,7 +209,7 @@ def test_lines_do_not_cross_texts(path):
 def test_colours_are_the_palette_and_every_class_has_a_dark_look(path):
     assert style(path) == style(FIGURES[0]), "one style for all"
     light, dark = looks(path)["light"], looks(path)["dark"]
-    assert light["text"] == plots.INK and light[".card"] == plots.CARD
+    assert light["text"] == plots.INK and light[".card"] == plots.PAPER
     for name, colour in KINDS.items():
         assert f".{name} {{ fill: {plots.tint(colour).upper()}; stroke: {colour};" in style(path)
     assert light.keys() == dark.keys()

@@ -126,7 +126,7 @@ def test_a_run_that_was_killed_while_finishing_is_finished_later(stage, unfinish
     assert_same(unfinished, finished)
 
 
-@pytest.mark.parametrize("name", trainer.RESULTS)
+@pytest.mark.parametrize("name", trainer.RESULT_FILES)
 def test_whatever_is_missing_is_written_again(name, finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / name).unlink()

@@ -448,9 +448,9 @@ def test_the_trainers_step_is_the_plain_step(monkeypatch):
 @pytest.mark.parametrize(
     "setting, message",
     [
-        ({"memory": "huge"}, "unknown memory 'huge'"),
-        ({"optimizer": "sgd"}, "unknown optimizer 'sgd'"),
-        ({"micro_batch": -1}, "micro_batch must not be negative"),
+        ({"memory": "huge"}, "memory must be one of auto, low; got 'huge'"),
+        ({"optimizer": "sgd"}, "optimizer must be one of .*; got 'sgd'"),
+        ({"micro_batch": -1}, "micro_batch must be a whole number from 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(setting, message):

@@ -24,7 +24,7 @@ from rfs_utils.models import (
     load_weights,
     model_directory,
     native_dtype,
-    read_config,
+    read_model_config,
     save_model,
 )
 from rfs_utils.runs.export import export_model
@@ -152,7 +152,7 @@ def test_rope_parameters_of_newer_transformers_are_read(tmp_path):
     directory = make_directory(tmp_path / "model")
     parameters = {"rope_type": "default", "rope_theta": 10_000.0}
     edit_json(directory / "config.json", rope_theta=..., rope_parameters=parameters)
-    assert read_config(directory / "config.json")["rope_base"] == 10_000.0
+    assert read_model_config(directory / "config.json")["rope_base"] == 10_000.0
 
 
 def test_tokenizer_with_more_tokens_than_embedding_rows_is_refused(tmp_path):

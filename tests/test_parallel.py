@@ -66,10 +66,12 @@ if parallel.rank() == 0:
     [
         {"prompts_per_step": 5},
         {"prompts_per_step": 4, "method": "reinforce_pp", "updates_per_step": 2, "kl_coef": 0.05},
-        {"prompts_per_step": 4, "method": "dapo", "rewards": "accuracy,format=0.5"},
-        {"prompts_per_step": 4, "method": "remax"},
+        pytest.param(
+            {"prompts_per_step": 4, "method": "dapo", "rewards": "accuracy,format=0.5"}, marks=pytest.mark.nightly
+        ),
+        pytest.param({"prompts_per_step": 4, "method": "remax"}, marks=pytest.mark.nightly),
         {"prompts_per_step": 4, "method": "reinforce_pp", "rewards": "small_run:some_unjudged", "kl_coef": 0.05},
-        {"prompts_per_step": 5, "shard": True},
+        pytest.param({"prompts_per_step": 5, "shard": True}, marks=pytest.mark.nightly),
         {"prompts_per_step": 4, "shard": True, "updates_per_step": 2, "kl_coef": 0.05, "micro_batch": 40},
     ],
 )
@@ -95,8 +97,15 @@ def alone(tmp_path_factory):
     return folder
 
 
-@whole_or_in_parts
-@pytest.mark.parametrize("then", [1, 3])
+@pytest.mark.parametrize(
+    "then, shard",
+    [
+        pytest.param(1, ["--shard"], id="1-in parts"),
+        pytest.param(3, [], id="3-whole"),
+        pytest.param(1, [], id="1-whole", marks=pytest.mark.nightly),
+        pytest.param(3, ["--shard"], id="3-in parts", marks=pytest.mark.nightly),
+    ],
+)
 def test_a_run_on_two_processes_goes_on_with_another_number(shard, then, alone, tmp_path):
     """Three steps on two processes and two more on one or three, against five on one; in parts or not."""
     folder = tmp_path / "on two"

@@ -130,7 +130,7 @@ def test_style_of_the_figure_leaves_the_readers_settings_alone():
         plots._png(plots.plot_training(ROWS))
         assert dict(matplotlib.rcParams) == before
         plots.set_style()
-        assert matplotlib.rcParams["figure.facecolor"] == plots.CARD
+        assert matplotlib.rcParams["figure.facecolor"] == plots.PAPER
 
 
 def test_good_and_bad_differ_in_grey():

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_model
+from conftest import NIGHTLY, random_model
 from safetensors.torch import load_file
 
 from rfs_utils.ch07 import METHODS
@@ -428,12 +428,13 @@ LONG = [*FAST, "--steps", "60", "--checkpoint-every", "1", "--keep-checkpoints",
 
 
 def test_killed_at_any_moment_a_run_can_be_resumed_and_ends_the_same(tmp_path):
-    """Twenty times kill -9, each after a random time from the first sign of life on."""
+    """Kill -9, each after a random time from the first sign of life on: five times, and twenty at night."""
+    kills = 20 if NIGHTLY else 5
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert process(*LONG, "--out", str(whole)).wait(timeout=300) == 0
     chance, killed = random.Random(0), 0
     arguments = [*LONG, "--out", str(parts)]
-    while killed < 20:
+    while killed < kills:
         job = process(*arguments, stdout=subprocess.DEVNULL)
         before = (parts / "metrics.csv").stat().st_mtime_ns if (parts / "metrics.csv").exists() else 0
         while job.poll() is None:
@@ -449,7 +450,7 @@ def test_killed_at_any_moment_a_run_can_be_resumed_and_ends_the_same(tmp_path):
         assert checkpoint_steps(parts) or rows_of(parts)[-1]["step"] in ("1", "2")
     if not (parts / "result.json").exists():
         assert process("--resume", str(parts)).wait(timeout=300) == 0
-    assert killed >= 15, "the run must last long enough to be killed often"
+    assert killed >= 0.75 * kills, "the run must last long enough to be killed often"
     assert rows_of(parts) == rows_of(whole)
     one, two = weights_of(whole), weights_of(parts)
     assert all(one[name].equal(two[name]) for name in one)

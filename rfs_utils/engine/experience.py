@@ -17,7 +17,7 @@ from ..qwen3 import Qwen3Model
 from ..sampling import has_ended
 from ..tokenizer import Qwen3Tokenizer, stop_ids
 from .memory import MemoryPlan
-from .rewards import RewardFunction, accuracy, compute_rewards
+from .rewards import RewardFunction, accuracy, ask_rewards
 from .rollouts import join_rollouts, sample_rollouts, select_rollouts
 
 
@@ -107,7 +107,7 @@ def collect(
         info = {"step": step, "lengths": rollouts.lengths.tolist(), "truncated": truncated.tolist()}
         # Without weight, so that it is known whatever is rewarded.
         functions = rewards if "accuracy" in rewards else rewards | {"accuracy": (accuracy, 0.0)}
-        parts, _ = compute_rewards(functions, rollouts.texts, repeated, **info)
+        parts, _ = ask_rewards(functions, rollouts.texts, repeated, **info)
         penalty = torch.zeros(len(parts), device=device)
         if method.overlong_buffer:
             buffer = max(1, round(method.overlong_buffer * limit))

@@ -73,7 +73,7 @@ def load_reward(name: str) -> RewardFunction:
     return found
 
 
-def compute_rewards(
+def ask_rewards(
     rewards: dict[str, tuple[RewardFunction, float]], responses: Sequence[str], examples: Sequence[dict], **info
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rewards of N responses by each of K functions, (N, K), NaN for None, and the functions' weights, (K,).

@@ -4,7 +4,7 @@
 __all__ = ['SELDOM_BOXED', 'partial_reward_rlvr', 'partial_rewards', 'base_with_habits', 'groups_with_signal',
            'first_token_share', 'chance_of_signal', 'solution_length']
 
-# %% ../../exercises/ex06.ipynb #a7a768a9
+# %% ../../exercises/ex06.ipynb #e78c26b3
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import torch
 
 from ..grading import extract_final_candidate, grade_answer
 from ..models import load_model_and_tokenizer, save_model
-from .pretrain import Mixture, Recipe, documents, fit
+from .pretrain import Mixture, PretrainRecipe, documents, fit
 from ..tokenizer import Qwen3Tokenizer
 
 # %% ../../exercises/ex06.ipynb #1f747ae0
@@ -29,7 +29,7 @@ def partial_rewards(responses: Sequence[str], examples: Sequence[dict], **info) 
     """`partial_reward_rlvr` of every response, in the form that `rfs train --rewards` takes. Exercise 6.1."""
     return [partial_reward_rlvr(text, example["answer"]) for text, example in zip(responses, examples, strict=True)]
 
-# %% ../../exercises/ex06.ipynb #e1d3c6e4
+# %% ../../exercises/ex06.ipynb #9f944ba6
 SELDOM_BOXED: Mixture = (
     ("hasty", 0.15), ("hasty_unboxed", 0.65), ("worked", 0.05), ("worked_unboxed", 0.13), ("think", 0.02),
 )  # fmt: skip
@@ -40,7 +40,7 @@ def base_with_habits(
 ) -> Path:
     """Train `tiny-base` on a mixture of documents, save it in `directory`, and return that. Exercise 6.1."""
     model, tokenizer = load_model_and_tokenizer("tiny-base", "cpu")
-    fit(model, tokenizer, Recipe(steps=steps, lr=lr, early=mixture, late=mixture), source)
+    fit(model, tokenizer, PretrainRecipe(steps=steps, lr=lr, early=mixture, late=mixture), source)
     save_model(model, tokenizer, directory)
     return Path(directory)
 

@@ -17,7 +17,7 @@ from .ex06 import SELDOM_BOXED, base_with_habits
 from .ex07 import EMPTY_THOUGHTS, habit_documents
 
 RESULTS = Path(__file__).parents[1] / "results"
-COLUMNS = (
+EXPERIMENT_COLUMNS = (
     "label", "seed", "step", "reward_avg", "accuracy", "avg_response_len", "zero_signal_groups", "truncated",
     "entropy", "clip_fraction", "kl", "eval_accuracy", "eval_tokens", "extra",
 )  # fmt: skip
@@ -104,7 +104,7 @@ def append_log(path: Path, label: str, seed: int, log: Log, extra: str = "") -> 
     steps = range(len(log["step"]))
     columns = log | {"label": [label for _ in steps], "seed": [seed for _ in steps]}
     columns["extra"] = log.get(f"reward_{extra}", [None for _ in steps])
-    rows = [{name: columns[name][i] for name in COLUMNS} for i in steps]
+    rows = [{name: columns[name][i] for name in EXPERIMENT_COLUMNS} for i in steps]
     append_rows(path, [{name: _cell(value) for name, value in row.items()} for row in rows], key="label")
 
 
@@ -123,8 +123,9 @@ def read_experiment(name: str) -> dict[str, list[Log]]:
     logs: dict[str, dict[int, Log]] = {}
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            log = logs.setdefault(row["label"], {}).setdefault(int(row["seed"]), {c: [] for c in COLUMNS[1:]})
-            for column in COLUMNS[1:]:
+            empty: dict = {column: [] for column in EXPERIMENT_COLUMNS[1:]}
+            log = logs.setdefault(row["label"], {}).setdefault(int(row["seed"]), empty)
+            for column in EXPERIMENT_COLUMNS[1:]:
                 log[column].append(float(row[column]) if row[column] else None)
     experiment, runs = EXPERIMENTS[name], {label: list(by_seed.values()) for label, by_seed in logs.items()}
     if experiment.default:

@@ -8,7 +8,7 @@ from ..models import check_new, load_model_and_tokenizer, own_model, save_model
 from ..qwen3 import Qwen3Model
 from ..tokenizer import Qwen3Tokenizer, stop_ids
 
-CARD = """---
+EXPORT_CARD = """---
 library_name: transformers
 tags: [qwen3, reinforcement-learning]
 ---
@@ -52,7 +52,7 @@ def export_card(name: str, source: str, model: Qwen3Model, tokenizer: Qwen3Token
     """The text of a model card; its program prints the model's greedy answer to a problem."""
     before, after = render_prompt("PROBLEM").split("PROBLEM")
     chat = tokenizer.apply_chat_template
-    return CARD.format(
+    return EXPORT_CARD.format(
         name=name,
         source=source,
         weights=sum(weight.numel() for weight in model.parameters()),

@@ -35,7 +35,7 @@ CURVES = {  # column of metrics.csv: title, and what it tells
     "tokens_per_second": ("Speed", "response tokens per second"),
 }
 
-STYLE = """
+CSS = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1a1a1a; --quiet: #5c5c5c; --line: #d8d8d8; --curve: #0072b2;
   --unsure: #e69f00; --good: #009e73; --bad: #d55e00; --card: #f6f6f4; }
 @media (prefers-color-scheme: dark) { :root { --paper: #16181b; --ink: #e8e6e3; --quiet: #a8a8a8; --line: #3a3d42;
@@ -93,7 +93,7 @@ def write_page(folder: Path, result: dict | None = None) -> Path:
     parts = [
         f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(folder.name)}</title>",
         "<meta name='viewport' content='width=device-width, initial-scale=1'>",
-        f"<style>{STYLE}</style></head><body><main><h1>Training run {escape(folder.name)}</h1>",
+        f"<style>{CSS}</style></head><body><main><h1>Training run {escape(folder.name)}</h1>",
         format_result(result),
         "<h2>Curves</h2><div class='curves'>",
         *(curve(metrics["step"], metrics[name], *about) for name, about in CURVES.items() if name in metrics),

@@ -118,12 +118,14 @@ def adding(text: str):
 
 
 # What a finished run leaves; result.json is the last to be written.
-RESULTS = ("examples.json", "curves.png", "report.html", "model/config.json", "model/model.safetensors", "result.json")
+RESULT_FILES = (
+    "examples.json", "curves.png", "report.html", "model/config.json", "model/model.safetensors", "result.json",
+)  # fmt: skip
 
 
 def is_finished(folder: Path, step: int) -> bool:
     """Whether all results are there, and are those of a step."""
-    if not all((folder / name).is_file() for name in RESULTS):
+    if not all((folder / name).is_file() for name in RESULT_FILES):
         return False
     return read_fields(folder / "result.json", RESULT)["steps"] == step
 
@@ -353,7 +355,7 @@ class Run:
             return self.write_results(after) if self.is_main else {}
 
     def write_results(self, after: dict) -> dict:
-        """Write RESULTS, what a finished run leaves."""
+        """Write RESULT_FILES, what a finished run leaves."""
         learner, config, folder = self.learner, self.config, self.folder
         before = read_fields(folder / "before.json", BEFORE)
         result = {
