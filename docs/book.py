@@ -156,11 +156,11 @@ def gather(source: Path) -> None:
         place = source / figure.relative_to(ROOT)
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(figure, place)
-    for path in [ROOT / "README.md", *pages()]:  # what they link to: pictures and tables
+    for path in [ROOT / "README.md", *pages()]:  # pictures and tables that they link to
         for link in LOCAL_LINK.findall(path.read_text(encoding="utf-8")):
             target = (path.parent / link).resolve()
             place = source / target.relative_to(ROOT)
-            if target.suffix != ".ipynb" and target.is_file():
+            if target.suffix not in (".ipynb", ".md") and target.is_file():
                 place.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(target, place)
 

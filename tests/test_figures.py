@@ -4,6 +4,7 @@ Texts are measured in DejaVu Sans, which is wider than what most readers' machin
 """
 
 import base64
+import importlib
 import re
 import xml.etree.ElementTree as ElementTree
 from itertools import combinations, pairwise
@@ -15,12 +16,14 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 from matplotlib.transforms import Bbox
 from notebooks import ROOT, all_notebooks
+from way import first_calls_of_a_step
 
 from rfs_utils import plots
 
 SVG = "{http://www.w3.org/2000/svg}"
 FIGURES = sorted(ROOT.glob("*/figures/*.svg"))
-per_figure = pytest.mark.parametrize("path", FIGURES, ids=[path.stem for path in FIGURES])
+WAY = ROOT / "docs" / "way.svg"  # shown in CONTRIBUTING.md, the others in notebooks
+per_figure = pytest.mark.parametrize("path", [*FIGURES, WAY], ids=lambda path: path.stem)
 KINDS = {
     "policy": plots.POLICY,
     "reward": plots.REWARD,
@@ -119,6 +122,41 @@ def test_there_are_diagrams_and_each_is_shown_once_with_an_alt_text():
                 stored = base64.b64decode(cell.attachments[picture]["image/svg+xml"])
                 assert stored == (path.parent / "figures" / picture).read_bytes(), f"clean {path}"
     assert sorted(shown) == FIGURES
+
+
+def test_the_map_is_shown_to_contributors_with_an_alt_text():
+    assert sorted(ROOT.glob("docs/**/*.svg")) == [WAY]
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    ((alt, target),) = re.findall(r"(?<!`)!\[([^]]*)\]\(([^)]+)\)", text)
+    assert ROOT / target == WAY and len(alt.split()) >= 8 and "\n" not in alt
+
+
+def named(part: str) -> list[tuple[str, str]]:
+    """Module and function in each box of a part of the map, from top to bottom."""
+    folder = "" if part == "taught" else f"{'runs' if part == 'kept' else part}/"
+    group = next(group for group in root(WAY).iter(f"{SVG}g") if group.get("id") == part)
+    found = [element for element in group.iter(f"{SVG}text") if {"term", "mono"} & {*element.get("class", "").split()}]
+    pairs = [(a.text, b.text) for a, b in pairwise(found) if "term" in a.get("class") and "mono" in b.get("class")]
+    return [(folder + file.removesuffix(".py"), function) for file, function in pairs]
+
+
+def test_the_map_tells_the_way_of_a_step():
+    calls = first_calls_of_a_step()
+    names = [(module, function.rpartition(".")[2]) for module, function in calls]  # Python 3.10 tells no classes
+    own, called = named("engine"), named("taught")
+    assert own[0] == ("engine/learner", "Learner.step") and names[0] == ("engine/learner", "step")
+    assert len(own) == 6 and len(called) == 5
+    for boxes_of_a_column in (own[1:], called):
+        assert [name for name in names if name in boxes_of_a_column] == boxes_of_a_column
+    for caller, callee in zip(own[1:], called, strict=True):
+        assert names.index(caller) < names.index(callee)
+    used = next(text for text, _ in texts(WAY) if "sampling" in text).removeprefix("with ").split(", ")
+    assert {*used, "grading/extract"} <= {module for module, _ in names}
+    for module, function in named("runs") + named("kept"):
+        found = importlib.import_module(f"rfs_utils.{module.replace('/', '.')}")
+        for name in function.split("."):
+            found = getattr(found, name)
+    assert all((ROOT / "rfs_utils" / "engine" / text).is_file() for text, _ in texts(WAY) if text == "optim.py")
 
 
 @per_figure
