@@ -78,8 +78,7 @@ def page(path: Path) -> nbformat.NotebookNode:
     first.source = first.source.replace(match[0], launch)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = practice_as_download(cell.source, path.parent).replace("](attachment:", "](figures/")
-            cell.pop("attachments", None)
+            cell.source = practice_as_download(cell.source, path.parent)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     tag(code[0], "hide-input", code_prompt_show="Show the set-up for Colab")
     for cell in code:
@@ -152,10 +151,6 @@ def gather(source: Path) -> None:
         place = source / "notebooks" / path.relative_to(ROOT)
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, place)
-    for figure in ROOT.glob("*/figures/*.svg"):  # which the notebooks themselves have in their cells
-        place = source / figure.relative_to(ROOT)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(figure, place)
     for path in [ROOT / "README.md", *pages()]:  # pictures and tables that they link to
         for link in LOCAL_LINK.findall(path.read_text(encoding="utf-8")):
             target = (path.parent / link).resolve()

@@ -156,7 +156,7 @@ def test_every_figure_of_the_notebooks_is_there_with_its_alt_text(site, pages):
         texts = []
         for cell in nbformat.read(path, 4).cells:
             if cell.cell_type == "markdown":
-                texts += re.findall(r"!\[([^]]+)\]\(attachment:", cell.source)
+                texts += re.findall(r"!\[([^]]+)\]\(figures/", cell.source)
             outputs = [out for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]
             texts += [out.metadata["image/png"]["alt"] for out in outputs]
         shown = [image.get("alt", "") for image in pages[html(site, path)].find("img")]

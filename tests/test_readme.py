@@ -46,7 +46,7 @@ def code_of(name: str) -> list[str]:
 @pytest.mark.parametrize("name", TEXTS)
 def test_paths_are_there(name):
     text = (ROOT / name).read_text(encoding="utf-8")
-    linked = set(re.findall(r"\]\((?!https?:|#|attachment:)([^)#\s]+)\)", text))
+    linked = set(re.findall(r"\]\((?!https?:|#)([^)#\s]+)\)", text))
     folders = [path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")]
     inside = rf"(?<![\w/.])(?:{'|'.join(folders)})/[\w./*-]*"
     named = {path for code in code_of(name) for path in re.findall(inside, code)} - {"rfs_utils/chNN.py"}

@@ -1,14 +1,13 @@
 """Notebook chores: `python tools/notebooks.py export|run|clean|practice [NOTEBOOK ...]`.
 
 export    write the modules of `#| export` cells into rfs_utils
-clean     normalise metadata and cell ids, so that differences show only what was changed; put figures' files into cells
+clean     normalise metadata and cell ids, so that differences show only what was changed
 run       execute from top to bottom in place, then clean
 practice  write NAME_practice.ipynb beside a notebook of exercises: the same without the solutions
 Without names, all notebooks of the book.
 """
 
 import ast
-import base64
 import hashlib
 import re
 import sys
@@ -50,18 +49,9 @@ def clean(path: Path) -> None:
         seen[digest] = seen.get(digest, 0) + 1
         if cell.cell_type == "code":
             cell.outputs = join_streams(cell.outputs)
-        elif figures := re.findall(r"\]\(attachment:([^)]+)\)", cell.source):
-            attach(cell, [path.parent / "figures" / name for name in figures])
         cell.id = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
     nbformat.validate(notebook)
     nbformat.write(notebook, path)
-
-
-def attach(cell, figures: list[Path]) -> None:
-    """Put SVG files into a cell, so that a notebook has them wherever it is opened; absent ones stay as they are."""
-    for figure in filter(Path.is_file, figures):
-        content = base64.b64encode(figure.read_bytes()).decode()
-        cell.setdefault("attachments", {})[figure.name] = {"image/svg+xml": content}
 
 
 def join_streams(outputs: list) -> list:
