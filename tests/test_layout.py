@@ -1,6 +1,7 @@
 """The package's layout: which part may import which."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -83,3 +84,23 @@ def test_problems_need_neither_torch_nor_requests():
     code = f"import sys; import rfs_utils.data; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+BOOK = {  # where readers of the printed book find its names
+    "models": "get_device load_model_and_tokenizer download_qwen3_grpo_checkpoints",
+    "data": "render_prompt load_math_train load_math500_test",
+    "sampling": "top_p_filter generate_text_stream_concat_flex generate_text_top_p_stream_cache avg_logprob_answer",
+    "qwen3": "KVCache Qwen3Model",
+    "tokenizer": "Qwen3Tokenizer",
+    "grading": "extract_final_candidate grade_answer",
+    "ch06": "sample_response reward_rlvr sequence_logprob compute_grpo_loss train_rlvr_grpo save_checkpoint "
+    "append_csv_metrics",
+    "ch07": "moving_average plot_grpo_metrics compute_advantage_stats sequence_logprob_and_entropy reward_format",
+    "exercises.ex06": "partial_reward_rlvr",
+}
+
+
+@pytest.mark.parametrize("module", BOOK)
+def test_the_printed_books_names_are_importable(module):
+    found = importlib.import_module(f"rfs_utils.{module}")
+    assert all(callable(getattr(found, name)) for name in BOOK[module].split())
