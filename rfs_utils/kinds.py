@@ -39,9 +39,9 @@ def one_of(*values: object) -> Kind:
     return Kind(f"one of {names}", lambda value: any(type(value) is type(v) and value == v for v in values))
 
 
-def optional(kind: Kind) -> Kind:
-    """None, or of the kind."""
-    return Kind(f"{kind.text}, or null", lambda value: value is None or kind.fits(value))
+def optional(kind: Kind, none: str = ", or null") -> Kind:
+    """None, or of the kind; `none` is how a text says the first, where it can be written at all."""
+    return Kind(f"{kind.text}{none}", lambda value: value is None or kind.fits(value))
 
 
 def list_of(kind: Kind, length: int | None = None) -> Kind:

@@ -66,13 +66,17 @@ class TrainConfig:
     schedule: str = option("constant", f"learning rate after that: {', '.join(SCHEDULES)}", one_of(*SCHEDULES))
     weight_decay: float = option(0.0, "AdamW's weight decay", number(0, 1e6))
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm", number(1e-9, 1e9))
-    clip_low: float | None = option(None, "importance ratios are clipped below 1 - clip_low", optional(number(0, 1e12)))
-    clip_high: float | None = option(
-        None, "importance ratios are clipped above 1 + clip_high", optional(number(0, 1e12))
+    clip_low: float | None = option(
+        None, "importance ratios are clipped below 1 - clip_low", optional(number(0, 1e12), "")
     )
-    negative_weight: float | None = option(None, "negative advantages are multiplied by this", optional(number(0, 1e6)))
+    clip_high: float | None = option(
+        None, "importance ratios are clipped above 1 + clip_high", optional(number(0, 1e12), "")
+    )
+    negative_weight: float | None = option(
+        None, "negative advantages are multiplied by this", optional(number(0, 1e6), "")
+    )
     kl_coef: float | None = option(
-        None, "strength of the KL penalty towards the starting model", optional(number(0, 1e6))
+        None, "strength of the KL penalty towards the starting model", optional(number(0, 1e6), "")
     )
     kl: str | None = option(None, f"how that KL is estimated: {', '.join(KL_KINDS)}", one_of(None, *KL_KINDS))
     memory: str = option(
