@@ -311,3 +311,11 @@ def test_decimals_are_compared_exactly(a, b):
 def test_extraction_returns_a_piece_of_the_text(text, fallback):
     found = extract_final_candidate(text, fallback)
     assert found.replace("-", "−") in text.replace("-", "−")
+
+
+@pytest.mark.parametrize("command", ["mathbb", "Bbb", "begin", "end", "text", "mathrm", "operatorname", "boxed", "sqrt",
+                                     "frac", "binom", "overline", "log_", "angle", "color", "left", "begin{array}"])
+def test_a_command_without_anything_in_its_braces(command):
+    for text in (f"\\{command}{{}}2", f"\\{command}{{}}", f"\\{command}{{ }}", f"\\{command}", f"2\\{command}{{}}{{}}"):
+        for pred, gold in ((text, "2"), ("2", text)):
+            assert explain_grade(pred, gold).reason != "internal_error", (pred, gold)

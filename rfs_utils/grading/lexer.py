@@ -258,7 +258,7 @@ def _command(text: str, name: str, end: int, out: list[tuple], in_text: bool,
         return group.end()
     if name in ("mathbb", "Bbb"):
         group = _GROUP_OR_LETTER.match(text, end)
-        if group is None or (group[1] or group[2]).strip() != "R":
+        if group is None or (group[1] or group[2] or "").strip() != "R":
             raise Rejected("not_an_expression")
         out.append(("const", "reals"))
         return group.end()
