@@ -376,37 +376,22 @@ class StopRequest:
 
 
 @contextmanager
-def stopped_at_once():
-    """Turn SIGTERM into a KeyboardInterrupt, as Ctrl-C is one; the request tells which it was."""
+def stop_on_signals(at_once: bool = False):
+    """Turn Ctrl-C and SIGTERM into a request that the run answers after its current step; a second one is at once.
+
+    `at_once`, the first one is a KeyboardInterrupt already, and the request tells which signal it was.
+    """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request  # only the main thread may set handlers
         return
 
     def handle(number, frame):
-        request.number = number
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def stop_on_signals():
-    """Turn Ctrl-C and SIGTERM into a request that the run answers after its current step; a second one is at once."""
-    request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request  # only the main thread may set handlers
-        return
-
-    def handle(number, frame):
-        if request.number is not None:
+        second = request.number is not None
+        if at_once or not second:
+            request.number = number
+        if at_once or second:
             raise KeyboardInterrupt
-        request.number = number
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -48,7 +48,6 @@ from .folder import (
     save_run_checkpoint,
     seed_everything,
     stop_on_signals,
-    stopped_at_once,
 )
 from .held_out import HeldOut
 from .page import RESULT, read_samples, write_page
@@ -251,7 +250,7 @@ class Run:
                     if config.checkpoint_every and learner.done % config.checkpoint_every == 0:
                         self.checkpoint()
             self.checkpoint()
-            with stopped_at_once() as request:
+            with stop_on_signals(at_once=True) as request:
                 try:
                     return self.finish()
                 except KeyboardInterrupt:
