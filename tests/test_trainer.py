@@ -25,6 +25,7 @@ from rfs_utils.engine.config import TrainConfig, read_config
 from rfs_utils.engine.experience import Experience
 from rfs_utils.engine.learner import Learner, Problems
 from rfs_utils.engine.rollouts import select_rollouts
+from rfs_utils.engine.update import LossTerms
 from rfs_utils.evaluate import Evaluation
 from rfs_utils.models import save_model
 from rfs_utils.runs import held_out
@@ -238,27 +239,29 @@ def test_several_updates_use_the_log_probs_of_sampling(tokenizer):
     assert once.step()["clip_fraction"] == 0
 
 
-def test_metrics_of_a_step_are_means_over_all_of_its_updates(tokenizer, monkeypatch):
-    learner = small_learner(tokenizer, updates_per_step=3, kl_coef=0.1, max_grad_norm=0.01)
+def test_metrics_of_a_step_are_means_over_all_of_its_updates(tokenizer):
+    learner = small_learner(tokenizer, updates_per_step=3, kl_coef=0.1, clip_low=0.01, clip_high=0.01)
     give_rewards(learner, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0)
-    seen = {"loss": [], "grad_norm": []}
+    updates, once = [], learner.update_once
 
-    def noted(name, call):
-        def wrapped(*arguments, **options):
-            seen[name].append(call(*arguments, **options))
-            return seen[name][-1]
+    def noted(*arguments):
+        updates.append(once(*arguments))
+        return updates[-1]
 
-        return wrapped
-
-    update = iter((1.0, 2.0, 3.0))
-    monkeypatch.setattr(learner_module, "backpropagate", noted("loss", learner_module.backpropagate))
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", noted("grad_norm", torch.nn.utils.clip_grad_norm_))
-    monkeypatch.setattr(learner_module, "token_sums", lambda *arguments: [number := next(update), 2 * number, 10.0])
+    learner.update_once = noted
     metrics = learner.step()
-    assert len(set(seen["loss"])) == 3
-    assert metrics["loss"] == pytest.approx(sum(seen["loss"]) / 3)
-    assert metrics["grad_norm"] == pytest.approx(sum(seen["grad_norm"]).item() / 3)
-    assert metrics["clip_fraction"] == pytest.approx(0.2) and metrics["kl"] == pytest.approx(0.4)
+    for name in ("loss", "grad_norm", "clip_fraction", "kl"):
+        values = [update[name] for update in updates]
+        assert len(set(values)) == 3, name
+        assert metrics[name] == pytest.approx(sum(values) / 3), name
+
+
+def test_clip_fraction_and_kl_of_an_update_are_shares_of_all_tokens(tokenizer, monkeypatch):
+    learner = small_learner(tokenizer, kl_coef=0.1, micro_batch=1)
+    give_rewards(learner, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0)
+    monkeypatch.setattr(LossTerms, "sums", lambda self, *arguments: [1.0, 2.0, 10.0])  # of each of six micro-batches
+    metrics = learner.step()
+    assert metrics["clip_fraction"] == pytest.approx(0.1) and metrics["kl"] == pytest.approx(0.2)
 
 
 def test_dynamic_sampling_replaces_groups_without_signal(tokenizer):
@@ -300,7 +303,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(tokenizer, monkeyp
     learner = small_learner(tokenizer)
     before = [p.clone() for p in learner.model.parameters()]
     bad = lambda logps, *args, **options: (logps * float("nan")).sum()  # noqa: E731
-    monkeypatch.setattr("rfs_utils.engine.learner.policy_loss", bad)
+    monkeypatch.setattr("rfs_utils.engine.update.policy_loss", bad)
     give_rewards(learner, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0)
     assert learner.step()["skipped_updates"] == 1
     assert all(p.equal(q) for p, q in zip(learner.model.parameters(), before, strict=True))
@@ -308,7 +311,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(tokenizer, monkeyp
 
 def test_a_run_ends_when_gradients_stay_bad(tmp_path, monkeypatch, capsys):
     bad = lambda logps, *args, **options: (logps * float("inf")).sum()  # noqa: E731
-    monkeypatch.setattr("rfs_utils.engine.learner.policy_loss", bad)
+    monkeypatch.setattr("rfs_utils.engine.update.policy_loss", bad)
     reward = itertools.cycle([1.0, 0.0])  # every group has a signal, whatever is sampled
     monkeypatch.setattr("rfs_utils.engine.rewards.reward_rlvr", lambda text, answer: next(reward))
     assert run(tmp_path, monkeypatch, "--steps", "9", "--out", "bad") == 1

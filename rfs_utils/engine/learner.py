@@ -8,18 +8,11 @@ import math
 import random
 import time
 from dataclasses import replace
-from functools import partial
 
 import torch
 
-from ..ch07 import (
-    compute_advantages,
-    importance_ratio,
-    is_clipped,
-    kl_estimate,
-    loss_total,
-    policy_loss,
-)
+from ..ch06 import Rollouts
+from ..ch07 import compute_advantages, loss_total
 from ..data import generate_tiny_problems, problem_set
 from ..qwen3 import Qwen3Model
 from ..tokenizer import ModelTokenizer
@@ -38,6 +31,7 @@ from .norms import use_lean_norms
 from .optim import make_optimizer
 from .rewards import parse_rewards
 from .sharding import full, gathered, shard
+from .update import LossTerms, counted_rollouts, mean_metrics
 
 MAX_REFILLS = 3  # rounds in which dynamic sampling looks for groups with a signal
 
@@ -220,72 +214,65 @@ class Learner:
         return advantages[first : first + len(rewards[parallel.rank()])].to(self.device)
 
     def update(self, batch: Experience, advantages: torch.Tensor) -> dict[str, float | None]:
-        """One or several optimiser steps on the same rollouts; returns loss, gradient norm, clip fraction and KL.
+        """One or several optimiser steps on the same rollouts; returns the means of their metrics, and the rate.
 
-        These are means over the updates that were made. Rollouts whose gradient is zero are left out. Nothing moves
-        when that holds for all, since AdamW's momentum would move the weights; nor when the gradient is not finite.
+        Rollouts whose gradient is zero are left out, and nothing moves when that holds for all, since AdamW's momentum
+        would move the weights.
         """
-        config, method, rollouts = self.config, self.method, batch.rollouts
-        counted = ~batch.truncated.flatten() if method.mask_truncated else torch.ones_like(advantages, dtype=torch.bool)
-        counted = counted & ~batch.rewards.isnan().flatten()  # NaN: not judged
-        if method.dynamic_sampling:  # where no group with a signal was found, length alone should teach nothing
-            counted &= batch.has_signal.to(counted.device).repeat_interleave(config.num_rollouts)
-        rows = (counted if method.kl_coef else counted & (advantages != 0)).nonzero().squeeze(1)
-        mask = rollouts.mask * counted[:, None]
-        total = max(1.0, sum(parallel.gather(loss_total(mask, advantages, method, config.max_new_tokens))))
-        lr = config.learning_rate(self.done)
-        skipped = 0
-        metrics = {"loss": 0.0, "grad_norm": 0.0, "clip_fraction": 0.0, "kl": None, "skipped_updates": 0, "lr": lr}
-        if sum(parallel.gather(len(rows))) == 0:
-            return metrics
-        score = partial(
-            rollout_logprobs, rollouts=rollouts, temperature=config.temperature, top_p=config.top_p,
-            max_tokens=self.plan.max_tokens,
-        )  # fmt: skip
-        ref_logps = score(self.reference) if self.reference is not None else None
-        sampler_logps = rollouts.logps
-        assert sampler_logps is not None  # they have been sampled
-        # The sampler's own log-probs are the old ones, unless the method corrects for the sampler's rounding.
-        old_logps: torch.Tensor | None = None
-        if method.sampler_cap is not None:
-            old_logps = score(self.model)
-        elif config.updates_per_step > 1:
-            old_logps = sampler_logps
-        found, made = [], []
-
-        def part_loss(logps: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-            width = logps.shape[1]
-            old, ref = (None if x is None else x[rows, :width] for x in (old_logps, ref_logps))
-            found.append(token_sums(logps.detach(), old, ref, advantages[rows], mask, method))
-            return policy_loss(
-                logps, old, ref, advantages[rows], mask, method, sampler_logps[rows, :width], total=total
-            )
-
-        for number in range(config.updates_per_step):
-            found.clear()
-            if number:
-                self.optimizer.zero_grad()
-            loss = 0.0
-            with gathered(self.model):
-                if len(rows):
-                    loss = backpropagate(
-                        self.model, rollouts, part_loss, config.temperature, config.top_p, self.plan.max_tokens, rows
-                    )
-                parallel.add_gradients(self.model)
-            norm = full(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)).item()
-            sums = [sum(values) for values in zip(*found, strict=True)] or [0.0, 0.0, 0.0]
-            loss, clipped, kl, tokens = (sum(values) for values in zip(*parallel.gather([loss, *sums]), strict=True))
-            if not (math.isfinite(norm) and math.isfinite(loss)):
-                skipped += 1
-                continue
+        counted = counted_rollouts(batch, self.method)
+        rows = (counted if self.method.kl_coef else counted & (advantages != 0)).nonzero().squeeze(1)
+        lr = self.config.learning_rate(self.done)
+        updates = []
+        if sum(parallel.gather(len(rows))):
+            terms = self.loss_terms(batch.rollouts, advantages, counted)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            self.optimizer.step()
-            made.append({"loss": loss, "grad_norm": norm, "clip_fraction": clipped / max(1.0, tokens)})
-            if ref_logps is not None:
-                made[-1]["kl"] = kl / max(1.0, tokens)
-        metrics["skipped_updates"] = skipped
-        return metrics | {name: sum(one[name] for one in made) / len(made) for name in (made[0] if made else ())}
+            updates = [self.update_once(batch.rollouts, rows, terms) for _ in range(self.config.updates_per_step)]
+        return {**mean_metrics(updates), "lr": lr}
+
+    def loss_terms(self, rollouts: Rollouts, advantages: torch.Tensor, counted: torch.Tensor) -> LossTerms:
+        """What all updates of a step compare with, of `advantages` and `counted`, (N,)."""
+        assert rollouts.logps is not None  # they have been sampled
+        mask = rollouts.mask * counted[:, None]
+        total = sum(parallel.gather(loss_total(mask, advantages, self.method, self.config.max_new_tokens)))
+        # The sampler's own log-probs are the old ones, unless the method corrects for the sampler's rounding.
+        old_logps = rollouts.logps if self.config.updates_per_step > 1 else None
+        if self.method.sampler_cap is not None:
+            old_logps = self.score(self.model, rollouts)
+        ref_logps = None if self.reference is None else self.score(self.reference, rollouts)
+        return LossTerms(self.method, advantages, max(1.0, total), rollouts.logps, old_logps, ref_logps)
+
+    def score(self, model: Qwen3Model, rollouts: Rollouts) -> torch.Tensor:
+        """A model's log-probabilities of the sampled tokens, (N, T), without a gradient."""
+        return rollout_logprobs(model, rollouts, self.config.temperature, self.config.top_p, self.plan.max_tokens)
+
+    def update_once(self, rollouts: Rollouts, rows: torch.Tensor, terms: LossTerms) -> dict[str, float] | None:
+        """One optimiser step on these rows: loss, gradient norm, clip fraction and, with a reference, KL.
+
+        None, and nothing has moved, where loss or gradient is not finite. A process without rows must call it, too.
+        """
+        config, sums = self.config, torch.zeros(3, dtype=torch.float64)
+
+        def part_loss(logps: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            sums.add_(torch.tensor(terms.sums(logps, mask, rows)))
+            return terms.loss(logps, mask, rows)
+
+        self.optimizer.zero_grad()
+        loss = 0.0
+        with gathered(self.model):
+            if len(rows):
+                loss = backpropagate(
+                    self.model, rollouts, part_loss, config.temperature, config.top_p, self.plan.max_tokens, rows
+                )
+            parallel.add_gradients(self.model)
+        norm = full(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)).item()
+        shared = parallel.gather([loss, *sums.tolist()])
+        loss, clipped, kl, tokens = (sum(values) for values in zip(*shared, strict=True))
+        if not (math.isfinite(norm) and math.isfinite(loss)):
+            return None
+        self.optimizer.step()
+        metrics = {"loss": loss, "grad_norm": norm, "clip_fraction": clipped / max(1.0, tokens)}
+        return metrics if terms.ref_logps is None else metrics | {"kl": kl / max(1.0, tokens)}
 
     def state(self) -> dict:
         """What a checkpoint must hold besides weights, optimiser and random states."""
@@ -294,14 +281,3 @@ class Learner:
     def restore(self, state: dict) -> None:
         """Go on from a checkpoint whose weights and optimiser are loaded."""
         self.done, self.problems.cursor = state["step"], state["cursor"]
-
-
-def token_sums(logps, old_logps, ref_logps, advantages, mask, method) -> list[float]:
-    """Sums over tokens, for the metrics of an update: clipped ones, KL from the reference (k3), and all."""
-    clipped = kl = 0.0
-    if old_logps is not None and method.surrogate == "clip":
-        ratio = importance_ratio(logps, old_logps, mask, method.ratio)
-        clipped = (is_clipped(ratio, advantages[:, None], method.clip_low, method.clip_high) * mask).sum().item()
-    if ref_logps is not None:
-        kl = (kl_estimate(logps, ref_logps, "k3") * mask).sum().item()
-    return [clipped, kl, mask.sum().item()]
