@@ -242,13 +242,13 @@ def test_several_updates_use_the_log_probs_of_sampling(tokenizer):
 def test_metrics_of_a_step_are_means_over_all_of_its_updates(tokenizer):
     learner = small_learner(tokenizer, updates_per_step=3, kl_coef=0.1, clip_low=0.01, clip_high=0.01)
     give_rewards(learner, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0)
-    updates, once = [], learner.update_once
+    updates, once = [], learner.updater.update_once
 
     def noted(*arguments):
         updates.append(once(*arguments))
         return updates[-1]
 
-    learner.update_once = noted
+    learner.updater.update_once = noted
     metrics = learner.step()
     for name in ("loss", "grad_norm", "clip_fraction", "kl"):
         values = [update[name] for update in updates]
@@ -280,7 +280,7 @@ def test_dynamic_sampling_replaces_groups_without_signal(tokenizer):
     metrics = learner.step()
     assert metrics["zero_signal_groups"] == 1, "the search for signals has an end"
     penalties = torch.tensor([0.0, -0.2, -0.8] * 3)
-    assert learner.update(learner.experience, penalties)["grad_norm"] == 0, "length alone teaches nothing"
+    assert learner.updater.update(learner.experience, penalties, 0.1)["grad_norm"] == 0, "length alone teaches nothing"
 
 
 def test_remax_compares_with_the_greedy_answer(tokenizer):

@@ -11,8 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from ..ch06 import Rollouts
-from ..ch07 import compute_advantages, loss_total
+from ..ch07 import compute_advantages
 from ..data import generate_tiny_problems, problem_set
 from ..qwen3 import Qwen3Model
 from ..tokenizer import ModelTokenizer
@@ -26,12 +25,11 @@ from .memory import (
     plan_memory,
     return_freed_memory,
 )
-from .microbatches import backpropagate, rollout_logprobs
 from .norms import use_lean_norms
 from .optim import make_optimizer
 from .rewards import parse_rewards
-from .sharding import full, gathered, shard
-from .update import LossTerms, counted_rollouts, mean_metrics
+from .sharding import gathered, shard
+from .update import Updater
 
 MAX_REFILLS = 3  # rounds in which dynamic sampling looks for groups with a signal
 
@@ -121,6 +119,7 @@ class Learner:
         if config.shard and parallel.world_size() > 1:
             shard(model, self.plan.dtype)
         self.optimizer = make_optimizer(self.plan.optimizer, model.parameters(), config.lr, config.weight_decay)
+        self.updater = Updater(config, self.method, self.plan, model, self.reference, self.optimizer)
         self.problems = Problems(problems, config.seed)
         self.done = 0  # steps
         self.experience: Experience | None = None  # of the last step, on this process
@@ -136,7 +135,7 @@ class Learner:
         greedy = None if batch.greedy_rewards is None else batch.greedy_rewards.cpu()
         shared = parallel.gather((batch.parts.cpu(), batch.rewards.cpu(), greedy))
         self.advantages = advantages = self.compute_advantages(shared)
-        updates = self.update(batch, advantages.flatten())
+        updates = self.updater.update(batch, advantages.flatten(), self.config.learning_rate(self.done))
         parts, rewards = (torch.cat([own[k] for own in shared]) for k in range(2))
         judged = rewards[~rewards.isnan()]
         sums = parallel.gather(self.sums(batch))
@@ -212,67 +211,6 @@ class Learner:
             advantages = compute_advantages(torch.cat(rewards), self.method, None, greedy)
         first = sum(len(r) for r in rewards[: parallel.rank()])
         return advantages[first : first + len(rewards[parallel.rank()])].to(self.device)
-
-    def update(self, batch: Experience, advantages: torch.Tensor) -> dict[str, float | None]:
-        """One or several optimiser steps on the same rollouts; returns the means of their metrics, and the rate.
-
-        Rollouts whose gradient is zero are left out, and nothing moves when that holds for all, since AdamW's momentum
-        would move the weights.
-        """
-        counted = counted_rollouts(batch, self.method)
-        rows = (counted if self.method.kl_coef else counted & (advantages != 0)).nonzero().squeeze(1)
-        lr = self.config.learning_rate(self.done)
-        updates = []
-        if sum(parallel.gather(len(rows))):
-            terms = self.loss_terms(batch.rollouts, advantages, counted)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            updates = [self.update_once(batch.rollouts, rows, terms) for _ in range(self.config.updates_per_step)]
-        return {**mean_metrics(updates), "lr": lr}
-
-    def loss_terms(self, rollouts: Rollouts, advantages: torch.Tensor, counted: torch.Tensor) -> LossTerms:
-        """What all updates of a step compare with, of `advantages` and `counted`, (N,)."""
-        assert rollouts.logps is not None  # they have been sampled
-        mask = rollouts.mask * counted[:, None]
-        total = sum(parallel.gather(loss_total(mask, advantages, self.method, self.config.max_new_tokens)))
-        # The sampler's own log-probs are the old ones, unless the method corrects for the sampler's rounding.
-        old_logps = rollouts.logps if self.config.updates_per_step > 1 else None
-        if self.method.sampler_cap is not None:
-            old_logps = self.score(self.model, rollouts)
-        ref_logps = None if self.reference is None else self.score(self.reference, rollouts)
-        return LossTerms(self.method, advantages, max(1.0, total), rollouts.logps, old_logps, ref_logps)
-
-    def score(self, model: Qwen3Model, rollouts: Rollouts) -> torch.Tensor:
-        """A model's log-probabilities of the sampled tokens, (N, T), without a gradient."""
-        return rollout_logprobs(model, rollouts, self.config.temperature, self.config.top_p, self.plan.max_tokens)
-
-    def update_once(self, rollouts: Rollouts, rows: torch.Tensor, terms: LossTerms) -> dict[str, float] | None:
-        """One optimiser step on these rows: loss, gradient norm, clip fraction and, with a reference, KL.
-
-        None, and nothing has moved, where loss or gradient is not finite. A process without rows must call it, too.
-        """
-        config, sums = self.config, torch.zeros(3, dtype=torch.float64)
-
-        def part_loss(logps: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-            sums.add_(torch.tensor(terms.sums(logps, mask, rows)))
-            return terms.loss(logps, mask, rows)
-
-        self.optimizer.zero_grad()
-        loss = 0.0
-        with gathered(self.model):
-            if len(rows):
-                loss = backpropagate(
-                    self.model, rollouts, part_loss, config.temperature, config.top_p, self.plan.max_tokens, rows
-                )
-            parallel.add_gradients(self.model)
-        norm = full(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)).item()
-        shared = parallel.gather([loss, *sums.tolist()])
-        loss, clipped, kl, tokens = (sum(values) for values in zip(*shared, strict=True))
-        if not (math.isfinite(norm) and math.isfinite(loss)):
-            return None
-        self.optimizer.step()
-        metrics = {"loss": loss, "grad_norm": norm, "clip_fraction": clipped / max(1.0, tokens)}
-        return metrics if terms.ref_logps is None else metrics | {"kl": kl / max(1.0, tokens)}
 
     def state(self) -> dict:
         """What a checkpoint must hold besides weights, optimiser and random states."""
