@@ -196,6 +196,7 @@ def add_eval(parser) -> None:
 def run_eval(args) -> None:
     """`rfs eval`: answers go to a file, figures to the screen."""
     from .data import problem_set
+    from .engine.packing import packed
     from .evaluate import evaluate_to_file, format_evaluation
     from .models import get_device, load_model_and_tokenizer, load_weights
 
@@ -210,7 +211,7 @@ def run_eval(args) -> None:
         name = next((part for part in reversed(trained.resolve().parts[:-1]) if part != "model"), name)
     out = args.out or f"eval-{name}-{Path(args.data).stem}.jsonl"
     result = evaluate_to_file(
-        model, tokenizer, problems, out, device, args.max_new_tokens, args.temperature, args.top_p,
+        packed(model), tokenizer, problems, out, device, args.max_new_tokens, args.temperature, args.top_p,
         args.samples, args.seed, args.batch_size, args.limit,
     )  # fmt: skip
     print(f"{args.checkpoint or args.model} on {args.data}\n{format_evaluation(result)}\nanswers in {out}")

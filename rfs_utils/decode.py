@@ -3,9 +3,6 @@
 A small model's token costs a CPU less in arithmetic than in starting operations. Here the query, key and value
 projections are one matrix product, as are the two of the feed-forward layer, and queries and keys are normalised and
 rotated together: the same numbers up to rounding, from fewer operations.
-
-A large model's token costs what it takes to read the weights. A CPU's bfloat16 products want them in an order of their
-own, into which torch otherwise brings them at every call; here that is done once for all tokens.
 """
 
 from collections.abc import Callable, Iterable
@@ -24,13 +21,14 @@ def decoder(model: Qwen3Model) -> Callable[[torch.Tensor, KVCache], torch.Tensor
     """What sampling should call in place of the model, with one new token for each row of a prefilled cache.
 
     `decoder(model)(ids, cache)` returns logits, (batch, 1, vocab_size), of ids, (batch, 1), without a gradient. It
-    holds copies of the weights and must be made again when they have changed. Large models are copied only in
-    bfloat16 on a CPU, where that pays, and returned as they are elsewhere.
+    holds copies of the weights and must be made again when they have changed. A large model is returned as it is.
     """
-    size = sum(p.numel() * p.element_size() for p in model.parameters())
-    if size <= STACK_BELOW:
-        return StackedDecoder(model, plain_product)
-    return StackedDecoder(model, packed_product) if can_pack(model.tok_emb.weight) else model
+    return StackedDecoder(model) if weight_bytes(model) <= STACK_BELOW else model
+
+
+def weight_bytes(model: Qwen3Model) -> int:
+    """What a model's weights take."""
+    return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
 def plain_product(weight: torch.Tensor) -> Product:
@@ -39,30 +37,11 @@ def plain_product(weight: torch.Tensor) -> Product:
     return lambda x, to=None: F.linear(x, weight) if to is None else torch.addmm(to, x, transposed)
 
 
-def packed_product(weight: torch.Tensor) -> Product:
-    """The same with a copy of the weight in the order in which the CPU's kernels read it."""
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 4)  # four rows or any other number
-
-    def product(x: torch.Tensor, to: torch.Tensor | None = None) -> torch.Tensor:
-        y = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
-        return y if to is None else y.add_(to)
-
-    return product
-
-
-def can_pack(weight: torch.Tensor) -> bool:
-    """Whether `packed_product` works here; what it calls is not part of torch's promised interface."""
-    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
-        return False
-    names = ("_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise")
-    return all(hasattr(torch.ops.mkldnn, name) for name in names) and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
 class StackedDecoder:
     """A model's weights, stacked so that one operation does the work of several."""
 
     @torch.no_grad()
-    def __init__(self, model: Qwen3Model, product: Callable[[torch.Tensor], Product]):
+    def __init__(self, model: Qwen3Model, product: Callable[[torch.Tensor], Product] = plain_product):
         self.model, cfg = model, model.cfg
         self.eps, self.head_dim = cfg["rms_norm_eps"], cfg["head_dim"]
         self.n_heads, self.n_kv = cfg["n_heads"], cfg["n_kv_groups"]

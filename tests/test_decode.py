@@ -5,7 +5,9 @@ import torch
 from conftest import random_model
 
 from rfs_utils import decode
-from rfs_utils.decode import StackedDecoder, can_pack, decoder, packed_product, plain_product
+from rfs_utils.decode import StackedDecoder, decoder, plain_product
+from rfs_utils.engine import packing
+from rfs_utils.engine.packing import can_pack, packed, packed_product
 from rfs_utils.qwen3 import KVCache
 
 
@@ -60,10 +62,16 @@ def test_beyond_the_context_the_message_is_the_models():
 
 
 def test_a_large_model_is_copied_only_where_its_weights_can_be_packed(model, monkeypatch):
-    monkeypatch.setattr(decode, "STACK_BELOW", 1000)
-    assert decoder(model) is model and not can_pack(model.tok_emb.weight)
+    assert packed(model) is model and isinstance(decoder(model), StackedDecoder)
+    for module in (decode, packing):
+        monkeypatch.setattr(module, "STACK_BELOW", 1000)
+    assert decoder(model) is model and packed(model) is model and not can_pack(model.tok_emb.weight)
     model = random_model(dtype=torch.bfloat16)
     if can_pack(model.tok_emb.weight):
-        assert isinstance(decoder(model), StackedDecoder)
-    monkeypatch.setattr(decode, "can_pack", lambda weight: False)
-    assert decoder(model) is model
+        large = packed(model)
+        assert decoder(large) is large and large.cfg is model.cfg
+        ids = torch.randint(1, 512, (2, 4), generator=torch.Generator().manual_seed(0))
+        logits = [m(ids[:, :1], cache=prefilled(model, ids)) for m in (large, model)]
+        torch.testing.assert_close(*logits, atol=0.1, rtol=0.1)
+    monkeypatch.setattr(packing, "can_pack", lambda weight: False)
+    assert packed(model) is model

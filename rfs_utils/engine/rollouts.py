@@ -9,6 +9,7 @@ from ..ch06 import Rollouts, sample_batch
 from ..qwen3 import Qwen3Model
 from ..tokenizer import Tokenizer, encode_prompts
 from .microbatches import slices
+from .packing import packed
 
 
 def cache_bytes_per_token(model: Qwen3Model) -> int:
@@ -35,7 +36,7 @@ def sample_rollouts(
     """
     width = max(map(len, encode_prompts(tokenizer, prompts)))
     at_once = max(1, cache_bytes // (cache_bytes_per_token(model) * (width + max_new_tokens)))
-    batches, drawn = [], 0
+    batches, drawn, model = [], 0, packed(model)
     if at_once >= num_rollouts:  # whole groups of several prompts
         groups = [(prompts[part], num_rollouts) for part in slices(len(prompts), at_once // num_rollouts)]
     else:  # a part of one prompt's group

@@ -4,6 +4,7 @@ from ..data import HARDER_LEVELS, generate_tiny_problems, problem_set
 from ..engine import parallel
 from ..engine.config import TrainConfig
 from ..engine.learner import Learner
+from ..engine.packing import packed
 from ..engine.rollouts import cache_bytes_per_token
 from ..engine.sharding import gathered
 from ..evaluate import Evaluation, evaluate_model, level_name, longest_prompt
@@ -37,7 +38,7 @@ class HeldOut:
             rows = learner.plan.cache_bytes // (cache_bytes_per_token(learner.model) * tokens)
             if own:
                 records = evaluate_model(
-                    learner.model, learner.tokenizer, own, learner.device, limit,
+                    packed(learner.model), learner.tokenizer, own, learner.device, limit,
                     batch_size=max(1, min(128, rows)), progress=progress and parallel.rank() == 0,
                 ).records  # fmt: skip
         return Evaluation([record for part in parallel.gather(records) for record in part])
