@@ -75,7 +75,7 @@ def random_reward(*_) -> float:
 def run_ours(args, device: torch.device) -> dict:
     """The trainer's own step."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from rfs_utils.engine import experience, learner
+    from rfs_utils.engine import experience, learner, update
     from rfs_utils.engine.config import TrainConfig
     from rfs_utils.qwen3 import QWEN3_CONFIG_06B, Qwen3Model
 
@@ -92,7 +92,7 @@ def run_ours(args, device: torch.device) -> dict:
     tokenizer = FixedPrompt(args.prompt_tokens, model.cfg["vocab_size"])
     clock = Clock(device)
     experience.sample_rollouts = clock.watch("sampling", experience.sample_rollouts)
-    learner.backpropagate = clock.watch("backward", learner.backpropagate)
+    update.backpropagate = clock.watch("backward", update.backpropagate)
     ours = learner.Learner(config, model, tokenizer, [EXAMPLE], device)
     ours.rewards = {"accuracy": (lambda texts, examples, **info: [random_reward() for _ in texts], 1.0)}
     ours.optimizer.step = clock.watch("optimizer", ours.optimizer.step)
