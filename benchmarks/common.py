@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from rfs_utils.hub.download import replace_file
+from rfs_utils.files import replace_file
 
 EXAMPLE = {"problem": "", "answer": "1"}  # prompts are counted in tokens, so the text itself does not matter
 
