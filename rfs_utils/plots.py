@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import MaxNLocator
 
-from .kinds import number, shown
+from .files.kinds import number, shown
 
 POLICY = "#0072B2"  # blue: the model in training
 REWARD = "#E69F00"  # orange: rewards and whatever gives them

@@ -10,9 +10,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from .. import kinds
-from ..files import parse_json, read_fields, write_text
-from ..kinds import TEXT, optional, whole
+from ..files import kinds, parse_json, read_fields, write_text
+from ..files.kinds import TEXT, optional, whole
 from ..plots import METRICS, Line, Metrics, curves
 from .folder import read_run
 
@@ -41,7 +40,7 @@ figcaption b { color: var(--ink); font-size: .95rem; }
 svg { width: 100%; height: auto; display: block; } svg text { fill: var(--quiet); font-size: 11px; }
 polyline { fill: none; stroke: var(--curve); stroke-width: 2; vector-effect: non-scaling-stroke; }
 .faint { stroke-width: 1; opacity: .55; } circle { fill: var(--curve); stroke: none; } line { stroke: var(--line); }
-.held { stroke: var(--ink); stroke-width: 1.3; stroke-dasharray: 5 3; } circle.held { fill: var(--ink); }
+.held { stroke: var(--ink); stroke-width: 1.3; stroke-dasharray: 5 3; } circle.held { fill: var(--ink); stroke: none; }
 .controls { display: flex; flex-wrap: wrap; gap: .5rem 1.2rem; align-items: center; margin: .5rem 0 1rem; }
 label, select { font: inherit; } select { background: var(--card); color: var(--ink); padding: .15rem .3rem; }
 .rollout { margin: 0 0 .8rem; padding: .6rem .8rem; background: var(--card); border-radius: .4rem; }
@@ -179,7 +178,7 @@ def curve(metrics: Metrics, column: str) -> str:
     xs, ys = ([x for line in lines for x in line[part]] for part in (0, 1))
     first, last, low, high = min(xs), max(xs), min(0.0, *ys), max(0.0, *ys)
     high = high if high > low else 1.0
-    width, height, left = 300, 110, 50
+    width, height, left = 300, 110, 56
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - first) / (last - first) if last > first else 0.5
