@@ -9,7 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from .files import read_object
-from .folders import new_folder, standing
+from .files.folders import new_folder, standing
+from .files.kinds import FLAG, number, shown, whole
 from .hub.download import download_model, download_qwen3_grpo_checkpoints
 from .hub.weights import (
     check_fit,
@@ -20,7 +21,6 @@ from .hub.weights import (
     unwrapped,
     weights_file,
 )
-from .kinds import FLAG, number, shown, whole
 from .qwen3 import Qwen3Model, rope_tables
 from .tokenizer import CHAT_TEMPLATE, ModelTokenizer, Qwen3Tokenizer, Source, stop_ids
 

@@ -32,9 +32,8 @@ from ..files import (
     write_json,
     write_text,
 )
-from ..folders import others, replace_folder, restore
-from ..hub.weights import load_weights
-from ..kinds import (
+from ..files.folders import others, replace_folder, restore
+from ..files.kinds import (
     ANY_NUMBER,
     OBJECT,
     TEXT,
@@ -46,6 +45,7 @@ from ..kinds import (
     table_of,
     whole,
 )
+from ..hub.weights import load_weights
 from ..memory_errors import is_out_of_memory
 from ..models import (
     LICENCES,
