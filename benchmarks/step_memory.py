@@ -3,6 +3,7 @@
     python benchmarks/step_memory.py --rollouts 8 --max-new-tokens 512 --memory low
     python benchmarks/step_memory.py --rollouts 8 --max-new-tokens 512 --memory low --lora-rank 8
     python benchmarks/step_memory.py --rollouts 4 --max-new-tokens 128 --peer
+    python benchmarks/step_memory.py --chapter --optimizer 8bit --micro-batch 1
 
 No response ends early, so that all lengths are exact, and rewards are random, so that every rollout has an advantage.
 The peak is the whole process's resident memory, or on CUDA the allocator's. `--peer` runs the same step with the
@@ -78,19 +79,13 @@ def run_ours(args, device: torch.device) -> dict:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from rfs_utils.engine import experience, learner, update
     from rfs_utils.engine.config import TrainConfig
-    from rfs_utils.qwen3 import QWEN3_CONFIG_06B, Qwen3Model
 
     config = TrainConfig(
         prompts_per_step=1, num_rollouts=args.rollouts, max_new_tokens=args.max_new_tokens,
         temperature=args.temperature, top_p=args.top_p, lr=1e-5, memory=args.memory, optimizer=args.optimizer,
         micro_batch=args.micro_batch, lora_rank=args.lora_rank,
     )  # fmt: skip
-    model = Qwen3Model(QWEN3_CONFIG_06B)
-    with torch.no_grad():
-        for p in (p for p in model.parameters() if p.ndim > 1):
-            p.normal_(std=0.02)
-    model.to(device).eval()
-    tokenizer = FixedPrompt(args.prompt_tokens, model.cfg["vocab_size"])
+    model, tokenizer = random_qwen3(args, device)
     clock = Clock(device)
     experience.sample_rollouts = clock.watch("sampling", experience.sample_rollouts)
     update.backpropagate = clock.watch("backward", update.backpropagate)
@@ -109,6 +104,48 @@ def run_ours(args, device: torch.device) -> dict:
         "dtype": str(ours.plan.dtype).removeprefix("torch."), "micro_batch": ours.plan.max_tokens,
         "lora_rank": config.lora_rank, **clock.report(),
     }  # fmt: skip
+
+
+def run_chapter(args, device: torch.device) -> dict:
+    """Chapter 6's own functions, with the settings of its notebook for Qwen3-0.6B."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from rfs_utils import ch06
+    from rfs_utils.engine.optim import make_optimizer
+
+    model, tokenizer = random_qwen3(args, device)
+    optimizer = make_optimizer(args.optimizer, model.parameters(), 1e-5)
+    clock = Clock(device)
+    ch06.reward_rlvr = random_reward
+    ch06.sample_batch = clock.watch("sampling", ch06.sample_batch)
+    update = clock.watch("update", ch06.update_weights)
+
+    def step():
+        stats = ch06.compute_grpo_loss(
+            model, tokenizer, EXAMPLE, device, args.rollouts, args.max_new_tokens, args.temperature, args.top_p,
+            args.micro_batch or None,
+        )  # fmt: skip
+        if not update(model, optimizer, stats):
+            raise RuntimeError("this was not a full step")
+
+    for _ in range(args.steps):
+        random_reward.count = 0
+        clock.forget_times()
+        clock.watch("step", step)()
+    return {
+        "package": "rfs-utils, chapter 6", "optimizer": args.optimizer, "dtype": "bfloat16",
+        "micro_batch": args.micro_batch, **clock.report(),
+    }  # fmt: skip
+
+
+def random_qwen3(args, device: torch.device):
+    """A model of the shape of Qwen3-0.6B with random weights, and what stands for its tokenizer."""
+    from rfs_utils.qwen3 import QWEN3_CONFIG_06B, Qwen3Model
+
+    model = Qwen3Model(QWEN3_CONFIG_06B)
+    with torch.no_grad():
+        for p in (p for p in model.parameters() if p.ndim > 1):
+            p.normal_(std=0.02)
+    return model.to(device).eval(), FixedPrompt(args.prompt_tokens, model.cfg["vocab_size"])
 
 
 def run_peer(args, device: torch.device) -> dict:
@@ -161,6 +198,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--peer", action="store_true", help="measure the book's package instead")
+    parser.add_argument("--chapter", action="store_true", help="measure chapter 6's functions instead of the trainer's")
     parser.add_argument("--peer-python", default=sys.executable, help="a Python that has reasoning-from-scratch")
     args = parser.parse_args()
     if args.peer and Path(args.peer_python) != Path(sys.executable):
@@ -176,7 +214,8 @@ def main() -> None:
         "steps": args.steps, "temperature": args.temperature, "top_p": args.top_p, "device": device.type,
         "threads": torch.get_num_threads(), "torch": torch.__version__,
     }  # fmt: skip
-    found = (run_peer if args.peer else run_ours)(args, device)
+    run = run_peer if args.peer else run_chapter if args.chapter else run_ours
+    found = run(args, device)
     print(json.dumps({**found, **settings}))
 
 

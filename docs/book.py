@@ -14,7 +14,7 @@ from pathlib import Path
 import nbformat
 from sphinx.cmd.build import main as sphinx_build
 
-from rfs_utils.folders import new_folder, others
+from rfs_utils.files.folders import new_folder, others
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent

@@ -6,7 +6,7 @@ __all__ = ['sample_tokens', 'Rollouts', 'sample_batch', 'sample_response', 'rewa
            'compute_grpo_loss', 'update_weights', 'save_checkpoint', 'append_csv_metrics', 'format_cell',
            'held_out_metrics', 'log_step', 'train_rlvr_grpo']
 
-# %% ../ch06/ch06.ipynb #d1ee3187
+# %% ../ch06/ch06.ipynb #a9e08bad
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch.utils.checkpoint import checkpoint
 
 from .hub.weights import plain_names
 from .files import append_rows, read_rows
@@ -197,18 +198,30 @@ def token_logprobs(
         logits = logits.masked_fill(~allowed, float("-inf"))
     return chosen.squeeze(-1) - logits.logsumexp(dim=-1)
 
-# %% ../ch06/ch06.ipynb #ee292546
+# %% ../ch06/ch06.ipynb #e3934faf
 def response_logprobs(
-    model: Qwen3Model, rollouts: Rollouts, temperature: float | None = 1.0, top_p: float | None = None
+    model: Qwen3Model,
+    rollouts: Rollouts,
+    temperature: float | None = 1.0,
+    top_p: float | None = None,
+    micro_batch: int | None = None,
 ) -> torch.Tensor:
     """Log-probabilities of all response tokens, (N, T), with gradient; use `rollouts.mask` for the padding.
 
-    Defined in ch06, 6.8.
+    With `micro_batch`, the gradient needs the memory of so many rollouts only, and a second forward pass. Defined in ch06, 6.8.
     """
     ids = torch.cat([rollouts.prompt_ids, rollouts.tokens], dim=1)
-    hidden = model.hidden_states(ids, num_pad=rollouts.num_pad)
     first = rollouts.prompt_ids.shape[1] - 1  # the last prompt position predicts the first response token
-    return token_logprobs(model.logits(hidden[:, first:-1]), rollouts.tokens, temperature, top_p)
+
+    def score(rows: slice) -> torch.Tensor:
+        num_pad = None if rollouts.num_pad is None else rollouts.num_pad[rows]
+        hidden = model.hidden_states(ids[rows], num_pad=num_pad)
+        return token_logprobs(model.logits(hidden[:, first:-1]), rollouts.tokens[rows], temperature, top_p)
+
+    if micro_batch is None:
+        return score(slice(None))
+    parts = [slice(i, i + micro_batch) for i in range(0, len(ids), micro_batch)]
+    return torch.cat([checkpoint(score, rows, use_reentrant=False) for rows in parts])
 
 # %% ../ch06/ch06.ipynb #465629e8
 def policy_gradient_loss(logps: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -220,7 +233,7 @@ def policy_gradient_loss(logps: torch.Tensor, advantages: torch.Tensor, mask: to
     summed = (logps.masked_fill(mask == 0, 0.0) * mask).sum(dim=-1)  # not 0 times minus infinity
     return -(advantages.detach() * summed).sum() / (mask.sum(dim=-1) > 0).sum().clamp(min=1)
 
-# %% ../ch06/ch06.ipynb #a195850a
+# %% ../ch06/ch06.ipynb #6e999ef1
 def compute_grpo_loss(
     model: Qwen3Model,
     tokenizer: Tokenizer,
@@ -230,6 +243,7 @@ def compute_grpo_loss(
     max_new_tokens: int = 256,
     temperature: float | None = 0.8,
     top_p: float | None = 0.9,
+    micro_batch: int | None = None,
 ) -> dict:
     """One group of rollouts for a problem, rewarded, compared and scored; `loss_tensor` carries the gradient.
 
@@ -246,7 +260,7 @@ def compute_grpo_loss(
     numbers = torch.tensor([torch.nan if r is None else float(r) for r in rewards], device=device)
     advantages = group_advantages(numbers)
     # Stage 4: compute log-probabilities, as the tokens were sampled
-    logps = response_logprobs(model, rollouts, temperature, top_p)
+    logps = response_logprobs(model, rollouts, temperature, top_p, micro_batch)
     # Stage 5: compute the loss; the next chapter adds a KL term to it
     pg_loss = policy_gradient_loss(logps, advantages, rollouts.mask * ~numbers.isnan()[:, None])
     return {
@@ -322,21 +336,22 @@ def held_out_metrics(model: Qwen3Model, evaluate: Callable | None, due: bool) ->
         "eval_tokens": result.mean_tokens if result else None,
     }
 
-# %% ../ch06/ch06.ipynb #492d3ef2
-def log_step(csv_log_path: str | Path, step: int, total_steps: int, stats: dict, held_out: dict) -> None:
-    """Append a step to the CSV log, and print it when there is something new on held-out problems."""
+# %% ../ch06/ch06.ipynb #264323e0
+def log_step(csv_log_path: str | Path, step: int, total_steps: int, stats: dict, held_out: dict, show: bool) -> None:
+    """Append a step to the CSV log, and print it when it is time, or when there is something new on held-out problems."""
     judged = [reward for reward in stats["rewards"] if reward is not None]
     reward_avg = sum(judged) / len(judged) if judged else None
     avg_response_len = sum(sample["gen_len"] for sample in stats["samples"]) / len(stats["samples"])
     append_csv_metrics(csv_log_path, step, total_steps, stats["loss"], reward_avg, avg_response_len, **held_out)
-    if held_out.get("eval_accuracy") is not None:
+    accuracy = held_out.get("eval_accuracy")
+    if show or accuracy is not None:
         shown = "none" if reward_avg is None else f"{reward_avg:.3f}"
         print(
             f"[Step {step}/{total_steps}] loss={stats['loss']:.3f} reward_avg={shown} "
-            f"avg_resp_len={avg_response_len:.1f} held-out accuracy={held_out['eval_accuracy']:.1%}"
+            f"avg_resp_len={avg_response_len:.1f}" + ("" if accuracy is None else f" held-out accuracy={accuracy:.1%}")
         )
 
-# %% ../ch06/ch06.ipynb #3c7089d3
+# %% ../ch06/ch06.ipynb #4a61b62b
 def train_rlvr_grpo(
     model: Qwen3Model,
     tokenizer: Tokenizer,
@@ -354,6 +369,9 @@ def train_rlvr_grpo(
     start_step: int = 0,
     evaluate: Callable | None = None,
     evaluate_every: int = 50,
+    optimizer: torch.optim.Optimizer | None = None,
+    micro_batch: int | None = None,
+    print_every: int = 1,
 ) -> Qwen3Model:
     """Train in place on one problem a step, up to step `steps`; returns the model. Defined in ch06, 6.11."""
     steps = len(math_data) if steps is None else steps
@@ -361,17 +379,17 @@ def train_rlvr_grpo(
         raise ValueError(f"steps must be positive and greater than start_step; got {steps} and {start_step}")
     csv_log_path = Path(csv_log_path or f"train_rlvr_grpo_metrics_{time.strftime('%Y%m%d_%H%M%S')}.csv")
     read_rows(csv_log_path)  # a file that is something else is found now, and not after the first step
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=lr)
     step = start_step
     try:
         for step in range(start_step + 1, steps + 1):
             stats = compute_grpo_loss(
                 model, tokenizer, math_data[(step - 1) % len(math_data)], device,
-                num_rollouts, max_new_tokens, temperature, top_p,
+                num_rollouts, max_new_tokens, temperature, top_p, micro_batch,
             )  # fmt: skip
             update_weights(model, optimizer, stats)
             held_out = held_out_metrics(model, evaluate, due=step % evaluate_every == 0)
-            log_step(csv_log_path, step, steps, stats, held_out)
+            log_step(csv_log_path, step, steps, stats, held_out, show=step % print_every == 0)
             if checkpoint_every and step % checkpoint_every == 0:
                 save_checkpoint(model, checkpoint_dir, step)
     except KeyboardInterrupt:

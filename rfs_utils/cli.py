@@ -14,7 +14,7 @@ from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 
-from .kinds import Kind, whole
+from .files.kinds import Kind, whole
 
 KEPT = "; what is finished is in the file, and the same command goes on from there"
 

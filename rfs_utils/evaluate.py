@@ -13,10 +13,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from . import kinds
 from .ch06 import reward_rlvr, sample_batch
 from .data import render_prompt
-from .files import parse_json
+from .files import kinds, parse_json
 from .grading import extract_final_candidate, grade_answer
 from .memory_errors import is_out_of_memory
 from .qwen3 import Qwen3Model

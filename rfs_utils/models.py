@@ -9,7 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from .files import read_object
-from .folders import new_folder, standing
+from .files.folders import new_folder, standing
+from .files.kinds import FLAG, number, shown, whole
 from .hub.adapters import adapter_base, is_adapter, merge_adapter
 from .hub.download import download_model, download_qwen3_grpo_checkpoints
 from .hub.weights import (
@@ -21,7 +22,6 @@ from .hub.weights import (
     unwrapped,
     weights_file,
 )
-from .kinds import FLAG, number, shown, whole
 from .qwen3 import Qwen3Model, rope_tables
 from .tokenizer import CHAT_TEMPLATE, ModelTokenizer, Qwen3Tokenizer, Source, stop_ids
 

@@ -10,18 +10,19 @@ import csv
 import io
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 from cycler import cycler
+from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import MaxNLocator
 
-from .kinds import number, shown
+from .files.kinds import number, shown
 
 POLICY = "#0072B2"  # blue: the model in training
 REWARD = "#E69F00"  # orange: rewards and whatever gives them
@@ -159,9 +160,7 @@ def save_figure(fig: Figure, path: str | os.PathLike) -> None:
         part.unlink(missing_ok=True)
 
 
-def read_metrics(
-    path: str | os.PathLike, required: Sequence[str] = ("step",)
-) -> dict[str, list[float | None]]:
+def read_metrics(path: str | os.PathLike, required: Sequence[str] = ("step",)) -> dict[str, list[float | None]]:
     """Read a run's metrics.csv into one list per column; an empty cell becomes None.
 
     Raises ValueError, naming the file and the line, when the header lacks one of the `required`
@@ -199,72 +198,104 @@ def _read_columns(reader, path: str | os.PathLike, required: Sequence[str]) -> d
     return columns
 
 
-Metrics = Mapping[str, Sequence] | Sequence[Mapping]
+# ------------------------------------------------------------------ the curves of a run
+
+METRICS = {  # column of metrics.csv: the title of its panel, and what it tells
+    "reward_avg": ("Mean reward", "of the sampled answers"),
+    "accuracy": ("Right answers (share)", "of the sampled answers"),
+    "eval_accuracy": ("Held-out accuracy", "share of greedy answers to problems never trained on"),
+    "avg_response_len": ("Response length (tokens)", "mean"),
+    "entropy": ("Entropy", "mean of minus the log-probability of the sampled tokens; 0 is certainty"),
+    "zero_signal_groups": ("Groups without signal (share)", "all rewards of the group are equal"),
+    "truncated": ("Truncated answers (share)", "which ran into the limit"),
+    "grad_norm": ("Gradient norm", "before clipping"),
+    "clip_fraction": ("Clipped tokens (share)", "whose gradient the clipping removed"),
+    "kl": ("KL from the start", "mean per token, estimate k3"),
+    "lr": ("Learning rate", "of the step's updates"),
+    "reward_format": ("In the format (share)", "of the sampled answers"),
+    "tokens_per_second": ("Speed", "response tokens per second"),
+}
+USUAL = ("reward_avg", "avg_response_len", "eval_accuracy")  # what a run is judged by
+HELD_OUT = {"eval_accuracy": "eval_accuracy", "avg_response_len": "eval_tokens"}  # panel: the evaluations in it
+COLORS = {"reward_avg": REWARD, "avg_response_len": LENGTH}  # others have POLICY's
+
+Metrics = Mapping[str, Sequence[float | None]]  # a run's columns, as `read_metrics` returns them
+Line = tuple[list[float], list[float]]  # steps and values
 
 
-def _series(metrics: Metrics, name: str) -> tuple[list[float], list[float]]:
-    """The steps at which column `name` has a value, and these values."""
-    if isinstance(metrics, Mapping):
-        pairs = list(zip(metrics.get("step", ()), metrics.get(name, ()), strict=False))
-    else:
-        pairs = [(row.get("step"), row.get(name)) for row in metrics]
-    kept = [(float(s), float(v)) for s, v in pairs if s not in (None, "") and v not in (None, "")]
-    kept = [(s, v) for s, v in kept if math.isfinite(v)]
+class Curves(NamedTuple):
+    """What one run shows of a metric; each line may be empty."""
+
+    each: Line  # of the steps
+    smooth: Line  # means of `window` steps
+    window: int
+    held_out: Line  # of the evaluations
+
+
+def curves(metrics: Metrics, column: str, evals: Metrics | None = None) -> Curves:
+    """The lines of a metric of one run, those of evaluations from a table of their own if there is one.
+
+    Each step's values are smoothed over about a tenth of the run, by the mean of as many steps before as after.
+    """
+    held_out = points(metrics if evals is None else evals, HELD_OUT.get(column, ""))
+    steps, values = points(metrics, column if HELD_OUT.get(column) != column else "")
+    window = max(3, len(values) // 10) | 1  # odd
+    parts = [values[max(0, i - window // 2) : i + window // 2 + 1] for i in range(len(values))]
+    smooth = (steps, [sum(part) / len(part) for part in parts]) if len(values) > window else ([], [])
+    return Curves((steps, values), smooth, window, held_out)
+
+
+def points(metrics: Metrics, column: str) -> Line:
+    """The steps at which a column has a finite value, and these values; none where there is no such column."""
+    pairs = zip(metrics.get("step", ()), metrics.get(column, ()), strict=False)
+    kept = [(s, v) for s, v in pairs if s is not None and v is not None and math.isfinite(v)]
     return [s for s, _ in kept], [v for _, v in kept]
 
 
-def _smooth(values: Sequence[float], window: int) -> list[float]:
-    """Mean over a window (odd) centred on each value; at the ends, over what there is of it."""
-    half = window // 2
-    parts = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
-    return [sum(part) / len(part) for part in parts]
+def draw_panels(columns: Sequence[str], draw: Callable[[Axes, str], None]) -> Figure:
+    """A figure with a panel over the training steps for each metric, which `draw(ax, column)` fills.
 
-
-def plot_training(metrics: Metrics, evals: Metrics | None = None) -> Figure:
-    """Plot a run: mean reward, mean response length, and held-out accuracy against the step.
-
-    `metrics` is a list of rows or a dict of columns, as `read_metrics` returns it. Columns used:
-    step, reward_avg, avg_response_len (tokens), eval_accuracy (a fraction from 0 to 1, drawn in
-    percent) and eval_tokens (mean length of the held-out answers). Values may be missing (None or
-    empty) at some steps; a column without any value leaves its panel out. `evals` supplies the
-    last two columns from a table of its own. Raises ValueError when there is nothing to plot.
+    The upright axis begins at zero, where no value lies below: a share of 0 is at the bottom, not in the middle.
     """
-    evals = metrics if evals is None else evals
-    reward, length = _series(metrics, "reward_avg"), _series(metrics, "avg_response_len")
-    eval_tokens, accuracy = _series(evals, "eval_tokens"), _series(evals, "eval_accuracy")
-    panels: list[tuple] = []
-    if reward[0]:
-        panels.append(("Mean reward", REWARD, reward, None))
-    if length[0] or eval_tokens[0]:
-        panels.append(("Response length (tokens)", LENGTH, length, eval_tokens))
-    if accuracy[0]:
-        percent = (accuracy[0], [100 * v for v in accuracy[1]])
-        panels.append(("Held-out accuracy (percent)", INK, ([], []), percent))
-    if not panels:
-        raise ValueError("The metrics have no values of reward, response length or accuracy.")
-
     with matplotlib.rc_context(STYLE):
-        fig = Figure(figsize=(7.5, 0.6 + 2.2 * len(panels)))
-        all_axes = fig.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
-        for ax, (title, color, (steps, values), points) in zip(all_axes, panels, strict=True):
-            ax.set_title(title)
-            if values:
-                window = max(3, len(values) // 10) | 1  # odd, about a tenth of the run
-                ax.plot(steps, values, "-", color=color, lw=0.9, alpha=0.75, label="each step")
-                if len(values) > window:
-                    dark = tint(color, 0.6, "black")
-                    smooth = _smooth(values, window)
-                    ax.plot(steps, smooth, "-", color=dark, lw=2.8, label=f"mean of {window} steps")
-            if points and points[0]:
-                ax.plot(*points, "--o", color=INK, ms=5.5, lw=1.4, label="held-out")
-            if len(ax.lines) > 1:
-                # Beside the title, where it hides no curve.
-                ax.legend(
-                    loc="lower right", bbox_to_anchor=(1, 1.02), ncols=3, borderpad=0.2, borderaxespad=0,
-                    handlelength=1.3, handletextpad=0.4, columnspacing=1, fontsize=11,
-                )  # fmt: skip
-            low, high = ax.get_ylim()
-            ax.set_ylim(min(0, low), 103 if title.startswith("Held-out") else high)
+        fig = Figure(figsize=(7.5, 0.6 + 2.2 * len(columns)))
+        all_axes = fig.subplots(len(columns), sharex=True, squeeze=False)[:, 0]
+        for ax, column in zip(all_axes, columns, strict=True):
+            ax.set_title(METRICS.get(column, (column,))[0])
+            draw(ax, column)
+            low, high = min(0, ax.dataLim.y0), ax.get_ylim()[1]
+            ax.set_ylim(low - 0.03 * (high - low), high)  # with room for the line's width
         all_axes[-1].set_xlabel("Training step")
         all_axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     return fig
+
+
+def plot_training(metrics: Metrics, evals: Metrics | None = None) -> Figure:
+    """Plot one run: mean reward, mean response length, and held-out accuracy against the step.
+
+    Columns used: step, reward_avg, avg_response_len (tokens), eval_accuracy (0 to 1) and eval_tokens (mean length of
+    the held-out answers), the last two of `evals` if it is given. A column without any value leaves its panel out.
+    Raises ValueError when there is nothing to plot.
+    """
+
+    def draw(ax: Axes, column: str) -> None:
+        each, smooth, window, held_out = found[column]
+        color = COLORS.get(column, POLICY)
+        if each[0]:
+            ax.plot(*each, "-", color=color, lw=0.9, alpha=0.75, label="each step")
+        if smooth[0]:
+            ax.plot(*smooth, "-", color=tint(color, 0.6, "black"), lw=2.8, label=f"mean of {window} steps")
+        if held_out[0]:
+            ax.plot(*held_out, "--o", color=INK, ms=5.5, lw=1.4, label="held-out")
+        if len(ax.lines) > 1:
+            # Beside the title, where it hides no curve.
+            ax.legend(
+                loc="lower right", bbox_to_anchor=(1, 1.02), ncols=3, borderpad=0.2, borderaxespad=0,
+                handlelength=1.3, handletextpad=0.4, columnspacing=1, fontsize=11,
+            )  # fmt: skip
+
+    found = {column: curves(metrics, column, evals) for column in USUAL}
+    columns = [column for column, lines in found.items() if lines.each[0] or lines.held_out[0]]
+    if not columns:
+        raise ValueError("The metrics have no values of reward, response length or accuracy.")
+    return draw_panels(columns, draw)

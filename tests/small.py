@@ -11,6 +11,9 @@ from rfs_utils.models import save_model
 from rfs_utils.qwen3 import QWEN3_CONFIG_TINY, Qwen3Model
 from rfs_utils.tokenizer import Qwen3Tokenizer
 
+# As many rows as the tokenizer needs.
+SMALL = QWEN3_CONFIG_TINY | {"vocab_size": 512, "emb_dim": 32, "n_layers": 2, "head_dim": 16, "hidden_dim": 48}
+
 _FOLDER = tempfile.TemporaryDirectory()
 
 
@@ -25,18 +28,12 @@ def make_tokenizer(**options) -> Qwen3Tokenizer:
     return Qwen3Tokenizer(tokenizer_file(), **options)
 
 
-def make_model(seed: int = 0, std: float = 0.1, **cfg) -> Qwen3Model:
-    """Random weights, large enough that different inputs give clearly different outputs."""
+def make_model(seed: int = 0, std: float = 0.2, **cfg) -> Qwen3Model:
+    """Random weights, large enough that different inputs give clearly different outputs; `cfg` is what differs."""
     torch.manual_seed(seed)
-    rows = -(-make_tokenizer().vocab_size // 64) * 64
-    small = {"vocab_size": rows, "emb_dim": 32, "n_layers": 2, "head_dim": 16, "hidden_dim": 64}
-    model = Qwen3Model(QWEN3_CONFIG_TINY | small | cfg).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim() == 2:
-                weight.normal_(std=std)
-            else:
-                weight.uniform_(0.5, 1.5)
+    model = Qwen3Model(SMALL | cfg).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, mean=float(weight.dim() == 1), std=std if weight.dim() == 2 else 0.2)
     return model
 
 

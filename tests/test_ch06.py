@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 import torch
-from conftest import random_model
 from safetensors.torch import load_file
+from small import make_model
 
 from rfs_utils import ch06
 from rfs_utils.ch06 import Rollouts
@@ -25,7 +25,7 @@ def draw(model, tokenizer, prompts=PROMPTS, **settings) -> Rollouts:
 @pytest.fixture
 def stopping_model(tokenizer):
     """A random model that likes to end, so that the rows of a batch end at different times."""
-    model = random_model(vocab_size=tokenizer.vocab_size, tied=False)
+    model = make_model(vocab_size=tokenizer.vocab_size, tied=False)
     with torch.no_grad():
         model.out_head.weight *= 0.2
         model.out_head.weight[tokenizer.eos_token_id] += model.final_norm.scale * 0.05

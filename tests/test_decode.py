@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import random_model
+from small import make_model
 
 from rfs_utils import decode
 from rfs_utils.decode import StackedDecoder, decoder, plain_product
@@ -27,7 +27,7 @@ def prefilled(model, ids, num_pad=None) -> KVCache:
 def test_decoder_equals_the_model_token_by_token(num_pad, tied, product, dtype, tolerance):
     if product is packed_product and not can_pack(torch.ones(1, dtype=dtype)):
         pytest.skip("torch cannot pack weights here")
-    model = random_model(tied=tied, dtype=dtype, n_heads=6)
+    model = make_model(tied=tied, dtype=dtype, n_heads=6)
     ids = torch.randint(1, 512, (3, 9), generator=torch.Generator().manual_seed(0))
     pad = None if num_pad is None else torch.tensor(num_pad)
     caches = [prefilled(model, ids, pad) for _ in range(2)]
@@ -55,7 +55,7 @@ def test_a_decoder_made_after_an_update_knows_the_new_weights(model):
 
 
 def test_beyond_the_context_the_message_is_the_models():
-    model = random_model(context_length=4)
+    model = make_model(context_length=4)
     ids = torch.ones(1, 4, dtype=torch.long)
     with pytest.raises(ValueError, match="5 tokens, but the model's context_length is 4"):
         decoder(model)(ids[:, :1], cache=prefilled(model, ids))
@@ -66,7 +66,7 @@ def test_a_large_model_is_copied_only_where_its_weights_can_be_packed(model, mon
     for module in (decode, packing):
         monkeypatch.setattr(module, "STACK_BELOW", 1000)
     assert decoder(model) is model and packed(model) is model and not can_pack(model.tok_emb.weight)
-    model = random_model(dtype=torch.bfloat16)
+    model = make_model(dtype=torch.bfloat16)
     if can_pack(model.tok_emb.weight):
         large = packed(model)
         assert decoder(large) is large and large.cfg is model.cfg

@@ -10,8 +10,8 @@ import torch
 from notebooks import ROOT
 from small import make_directory, make_model, make_tokenizer
 
-from rfs_utils import folders
-from rfs_utils.folders import others
+from rfs_utils.files import folders
+from rfs_utils.files.folders import others
 from rfs_utils.models import load_model_and_tokenizer, save_model
 from rfs_utils.runs.folder import checkpoint_steps, finish_checkpoint, prune_checkpoints
 

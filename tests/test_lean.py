@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from small import make_model
 
 from rfs_utils.ch06 import (
     Rollouts,
@@ -20,30 +22,10 @@ from rfs_utils.engine import rollouts as batches
 from rfs_utils.engine.config import TrainConfig
 from rfs_utils.engine.learner import Learner, make_plan
 from rfs_utils.engine.norms import LeanRMSNorm, use_lean_norms
-from rfs_utils.qwen3 import KVCache, Qwen3Model
+from rfs_utils.qwen3 import KVCache
 
-CONFIG = {
-    "vocab_size": 61,
-    "context_length": 64,
-    "emb_dim": 16,
-    "n_heads": 4,
-    "n_layers": 2,
-    "hidden_dim": 24,
-    "head_dim": 8,
-    "n_kv_groups": 2,
-    "rope_base": 10_000.0,
-    "rms_norm_eps": 1e-6,
-    "dtype": torch.float32,
-}
-
-
-def small_model(seed=0, **changes):
-    torch.manual_seed(seed)
-    model = Qwen3Model({**CONFIG, **changes}).eval()
-    with torch.no_grad():
-        for p in model.parameters():  # sharp enough for top-p to cut something, unequal norm weights
-            p.copy_(1 + 0.2 * torch.randn_like(p) if p.ndim == 1 else 0.3 * torch.randn_like(p))
-    return model
+# Sharp enough for top-p to cut something.
+small_model = partial(make_model, std=0.3, vocab_size=61, emb_dim=16, hidden_dim=24, head_dim=8, context_length=64)
 
 
 def some_rollouts(lengths=(5, 9, 1, 7, 7, 2), pads=(0, 0, 0, 3, 3, 3), width=8, seed=0):

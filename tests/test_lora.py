@@ -5,10 +5,9 @@ import json
 
 import pytest
 import torch
-from conftest import random_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from small import ids_of, make_directory
+from small import ids_of, make_directory, make_model
 
 from rfs_utils.cli import main
 from rfs_utils.data import generate_tiny_problems
@@ -36,7 +35,7 @@ def small_evaluation(monkeypatch):
 
 def adapted_model(rank: int = 3, size: float = 0.1, dtype: torch.dtype = torch.float32, seed: int = 5):
     """A small model whose adapters are not zero."""
-    model = random_model(dtype=dtype)
+    model = make_model(dtype=dtype)
     add_adapters(model, rank, alpha=6.0)
     torch.manual_seed(seed)
     for _, layer in adapted(model):
@@ -67,7 +66,7 @@ def test_the_gradient_is_that_of_explicit_weights(checkpointing):
 
 
 def test_every_linear_layer_of_the_blocks_has_an_adapter_and_the_first_step_sees_the_model_as_it_was():
-    model = random_model()
+    model = make_model()
     ids, weights = ids_of(model), bits(model)
     before = model(ids)
     add_adapters(model, 1, alpha=32)
@@ -76,7 +75,7 @@ def test_every_linear_layer_of_the_blocks_has_an_adapter_and_the_first_step_sees
     assert torch.equal(model(ids), before)
     assert all(layer.scale == 32 and layer.A.std() > 0.3 / 48**0.5 for _, layer in adapted(model))
     assert all(torch.equal(p, weights[name]) for name, p in bits(model).items())
-    other = random_model()
+    other = make_model()
     add_adapters(other, 1, alpha=32, seed=1)
     assert not torch.equal(dict(adapted(model))["trf_blocks.0.ff.fc1"].A, dict(adapted(other))["trf_blocks.0.ff.fc1"].A)
 
@@ -120,14 +119,14 @@ def test_a_reference_is_the_model_without_adapters_and_no_second_copy(tokenizer)
     shared = {p.data_ptr() for p in learner.model.parameters()}
     assert all(p.data_ptr() in shared for p in learner.reference.parameters())
     ids = ids_of(learner.model)
-    assert torch.equal(learner.reference(ids), random_model()(ids))
+    assert torch.equal(learner.reference(ids), make_model()(ids))
     assert all(torch.equal(p, weights[name]) for name, p in bits(learner.model).items())
 
 
 def make_learner(tokenizer, model=None, **settings) -> Learner:
     config = TrainConfig(**{"prompts_per_step": 2, "num_rollouts": 4, "max_new_tokens": 12, "lora_rank": 2,
                             "rewards": "small_run:every_second", **settings})  # fmt: skip
-    return Learner(config, model or random_model(), tokenizer, generate_tiny_problems(20, "train"))
+    return Learner(config, model or make_model(), tokenizer, generate_tiny_problems(20, "train"))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -151,7 +150,7 @@ def test_only_adapters_learn_and_frozen_weights_keep_every_bit(dtype, tokenizer)
 def test_micro_batches_add_up(tokenizer):
     grads = []
     for micro_batch in (0, 5):
-        model = random_model()
+        model = make_model()
         learner = make_learner(tokenizer, model, micro_batch=micro_batch)
         learner.step()
         grads.append([p.grad for p in model.parameters() if p.requires_grad])
@@ -175,7 +174,7 @@ def test_a_stored_adapter_has_pefts_names_and_comes_back(tmp_path):
     assert config["base_model_name_or_path"] == str(base) and config["target_modules"] == sorted(THEIRS)
     stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert len(stored) == 2 * 7 * 2
-    assert stored["base_model.model.model.layers.1.mlp.down_proj.lora_A.weight"].shape == (3, 64)
+    assert stored["base_model.model.model.layers.1.mlp.down_proj.lora_A.weight"].shape == (3, 48)
     assert stored["base_model.model.model.layers.0.self_attn.k_proj.lora_B.weight"].shape == (32, 3)
     merged, _ = load_model_and_tokenizer(tmp_path / "adapter", "cpu")
     ids = ids_of(model)

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from rfs_utils.cli import main
+from rfs_utils.plots import plot_training
 from rfs_utils.runs.page import curve, format_samples_text, write_page
 
 ATTACK = "</pre><script>alert(1)</script><img src=x onerror=alert(1)>"
@@ -50,9 +51,17 @@ def test_the_page_is_one_file_and_shows_model_output_as_text(folder):
 
 
 def test_a_curve_copes_with_gaps_and_constants():
-    assert curve([1, 2], [None, None], "t", "a") == ""
-    assert "<circle" in curve([1], [0.0], "t", "a")
-    assert "nan" not in curve([1, 2, 3], [0.5, float("nan"), 0.5], "t", "a")
+    assert curve({"step": [1, 2], "kl": [None, None]}, "kl") == "" == curve({"step": [1, 2]}, "kl")
+    assert "<circle" in curve({"step": [1], "kl": [0.0]}, "kl")
+    assert "nan" not in curve({"step": [1, 2, 3], "kl": [0.5, float("nan"), 0.5]}, "kl")
+
+
+def test_a_curve_has_the_lines_that_the_panel_of_plot_training_has():
+    metrics = {"step": list(range(40)), "avg_response_len": [1.0] * 40, "eval_tokens": [None, 2.0] * 20}
+    panel = plot_training(metrics).axes[0]
+    html = curve(metrics, "avg_response_len")
+    assert len(panel.lines) == html.count("<polyline") == 3 and html.count("<circle") == 20
+    assert panel.get_title("left") in html
 
 
 def test_samples_on_the_terminal(folder, capsys):

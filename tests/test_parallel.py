@@ -124,13 +124,13 @@ def test_a_run_on_two_processes_goes_on_with_another_number(shard, then, alone, 
 
 PARTS = """
 import sys, torch
-from conftest import random_model
+from small import make_model
 from rfs_utils.engine import parallel
 from rfs_utils.engine.optim import make_optimizer
 from rfs_utils.qwen3 import QWEN3_CONFIG_TINY
 from rfs_utils.engine.sharding import full, gathered, shard
 parallel.start()
-model = random_model(tied=False)
+model = make_model(tied=False)
 before = {name: p.detach().clone() for name, p in model.named_parameters()}
 shard(model, torch.bfloat16)
 optimizer = make_optimizer("adamw", model.parameters(), 1e-2)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import random_model
+from small import make_model
 
 from rfs_utils.models import _HF_CONFIG, to_hf_names
 from rfs_utils.qwen3 import QWEN3_CONFIG_06B, QWEN3_CONFIG_TINY, KVCache, apply_rope, rope_tables
@@ -31,7 +31,7 @@ def reference(model):
     ids=["tiny", "few layers of 0.6B", "untied head"],
 )
 def test_logits_equal_transformers(changes):
-    model = random_model(**changes)
+    model = make_model(**changes)
     for weight in model.parameters():
         if weight.dim() == 2:
             torch.nn.init.normal_(weight, std=0.02)
@@ -110,5 +110,5 @@ def test_size_of_the_real_model_without_building_it():
 
 
 def test_too_long_a_sequence_is_named(model):
-    with pytest.raises(ValueError, match="257 tokens.*context_length is 256"):
-        model(torch.zeros(1, 257, dtype=torch.long))
+    with pytest.raises(ValueError, match="513 tokens.*context_length is 512"):
+        model(torch.zeros(1, 513, dtype=torch.long))

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import NIGHTLY, random_model
+from conftest import NIGHTLY
 from safetensors.torch import load_file
+from small import make_model
 
 from rfs_utils.ch07 import METHODS
 from rfs_utils.cli import main
@@ -121,7 +122,7 @@ def test_a_trained_model_can_be_trained_on(tmp_path, monkeypatch):
 
 def small_learner(tokenizer, **settings) -> Learner:
     config = TrainConfig(**{"prompts_per_step": 2, "num_rollouts": 3, "max_new_tokens": 5, "lr": 0.1, **settings})
-    return Learner(config, random_model(), tokenizer, generate_tiny_problems(4, "train"))
+    return Learner(config, make_model(), tokenizer, generate_tiny_problems(4, "train"))
 
 
 def give_rewards(learner: Learner, *rewards: float) -> None:
@@ -642,7 +643,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(arguments, message, tmp_path,
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "other model", "other tokenizer", "bad config"])
 def test_damaged_model_directories_are_named(damage, tmp_path, monkeypatch, capsys, tokenizer):
-    directory = save_model(random_model(), tokenizer, tmp_path / "mine")
+    directory = save_model(make_model(), tokenizer, tmp_path / "mine")
     weights = directory / "model.safetensors"
     if damage == "missing":
         weights.unlink()
@@ -651,12 +652,12 @@ def test_damaged_model_directories_are_named(damage, tmp_path, monkeypatch, caps
         weights.write_bytes(weights.read_bytes()[:1000])
         message = "damaged or incomplete"
     elif damage == "other model":
-        save_model(random_model(emb_dim=64), tokenizer, tmp_path / "other")
+        save_model(make_model(emb_dim=64), tokenizer, tmp_path / "other")
         weights.write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
         message = "does not fit the model"
     elif damage == "other tokenizer":
         config = json.loads((directory / "config.json").read_text())
-        save_model(random_model(vocab_size=300), tokenizer, tmp_path / "other")
+        save_model(make_model(vocab_size=300), tokenizer, tmp_path / "other")
         (directory / "config.json").write_text(json.dumps(config | {"vocab_size": 300}))
         weights.write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
         message = "they do not belong together"

@@ -9,7 +9,7 @@ from math import cos, pi
 from pathlib import Path
 
 from ..ch07 import KL_KINDS, METHODS, Method
-from ..kinds import (
+from ..files.kinds import (
     FLAG,
     NAME,
     Kind,

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..files import check_fields, read_object, write_json
-from ..kinds import NAME, Kind, number, one_of, whole
+from ..files.kinds import NAME, Kind, number, one_of, whole
 from ..qwen3 import Qwen3Model
 from ..rounding import round_stochastically
 from .weights import from_hf_names, open_checkpoint, to_hf_names

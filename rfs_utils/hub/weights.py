@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import nn
 
 from ..files import read_fields
-from ..kinds import NAME, table_of
+from ..files.kinds import NAME, table_of
 from ..memory_errors import is_out_of_memory
 from ..qwen3 import Qwen3Model
 

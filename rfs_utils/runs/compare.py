@@ -18,7 +18,7 @@ from ..engine.config import TrainConfig, format_config, read_config
 from ..engine.learner import Learner, training_problems
 from ..evaluate import evaluate_model
 from ..files import append_rows, write_atomically
-from ..kinds import shown
+from ..files.kinds import shown
 from ..models import load_model_and_tokenizer
 from ..statistics import mean_and_interval
 from .folder import seed_everything

@@ -33,10 +33,8 @@ from ..files import (
     write_json,
     write_text,
 )
-from ..folders import others, replace_folder, restore
-from ..hub.adapters import ADAPTER_FILES, read_adapter, write_adapter
-from ..hub.weights import load_weights
-from ..kinds import (
+from ..files.folders import others, replace_folder, restore
+from ..files.kinds import (
     ANY_NUMBER,
     OBJECT,
     TEXT,
@@ -48,6 +46,8 @@ from ..kinds import (
     table_of,
     whole,
 )
+from ..hub.adapters import ADAPTER_FILES, read_adapter, write_adapter
+from ..hub.weights import load_weights
 from ..memory_errors import is_out_of_memory
 from ..models import (
     LICENCES,
@@ -211,8 +211,8 @@ def save_run_checkpoint(
             sharding.save_parts(temporary, model, tensors, parallel.rank() == 0)
         else:
             adapter = get_adapter(model, state["settings"]["model"])
-            whole = partial(write_model_files, model, tokenizer)
-            parallel.on_main(prepare_checkpoint, temporary, partial(write_adapter, adapter) if adapter else whole)
+            write = partial(write_adapter, adapter) if adapter else partial(write_model_files, model, tokenizer)
+            parallel.on_main(prepare_checkpoint, temporary, write)
             parallel.on_main(write_tensors, temporary / "optimizer.safetensors", tensors)
         parallel.on_main(write_tensors, temporary / "random.safetensors", random_tensors)
         parallel.on_main(finish_checkpoint, temporary, final, content)

@@ -4,15 +4,15 @@ What a model wrote is text here and nothing else: every character goes through `
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from .. import kinds
-from ..files import parse_json, read_fields, write_text
-from ..kinds import TEXT, optional, whole
+from ..files import kinds, parse_json, read_fields, write_text
+from ..files.kinds import TEXT, optional, whole
+from ..plots import METRICS, Line, Metrics, curves
 from .folder import read_run
 
 RESULT = {  # of result.json, what the page needs
@@ -21,20 +21,6 @@ RESULT = {  # of result.json, what the page needs
     "harder_accuracy_after": optional(kinds.number(0, 1)), "steps": whole(), "seconds": kinds.number(0),
     "seed": whole(), "method": TEXT, "model": TEXT, "ended_early": optional(TEXT),
 }  # fmt: skip
-
-CURVES = {  # column of metrics.csv: title, and what it tells
-    "reward_avg": ("Mean reward", "of the sampled answers"),
-    "accuracy": ("Right answers", "share of the sampled answers"),
-    "eval_accuracy": ("Held-out accuracy", "greedy answers to problems never trained on"),
-    "avg_response_len": ("Response length", "tokens, mean"),
-    "entropy": ("Entropy", "mean of minus the log-probability of the sampled tokens; 0 is certainty"),
-    "zero_signal_groups": ("Groups without signal", "share of groups in which all rewards are equal"),
-    "truncated": ("Cut off", "share of answers that ran into the limit"),
-    "grad_norm": ("Gradient norm", "before clipping"),
-    "clip_fraction": ("Clipped tokens", "share of tokens whose gradient the clipping removed"),
-    "kl": ("KL from the start", "mean per token, estimate k3"),
-    "tokens_per_second": ("Speed", "response tokens per second"),
-}
 
 CSS = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1a1a1a; --quiet: #5c5c5c; --line: #d8d8d8; --curve: #0072b2;
@@ -53,7 +39,8 @@ figcaption b { display: block; } figcaption { font-size: .85rem; color: var(--qu
 figcaption b { color: var(--ink); font-size: .95rem; }
 svg { width: 100%; height: auto; display: block; } svg text { fill: var(--quiet); font-size: 11px; }
 polyline { fill: none; stroke: var(--curve); stroke-width: 2; vector-effect: non-scaling-stroke; }
-circle { fill: var(--curve); } line { stroke: var(--line); }
+.faint { stroke-width: 1; opacity: .55; } circle { fill: var(--curve); stroke: none; } line { stroke: var(--line); }
+.held { stroke: var(--ink); stroke-width: 1.3; stroke-dasharray: 5 3; } circle.held { fill: var(--ink); stroke: none; }
 .controls { display: flex; flex-wrap: wrap; gap: .5rem 1.2rem; align-items: center; margin: .5rem 0 1rem; }
 label, select { font: inherit; } select { background: var(--card); color: var(--ink); padding: .15rem .3rem; }
 .rollout { margin: 0 0 .8rem; padding: .6rem .8rem; background: var(--card); border-radius: .4rem; }
@@ -96,8 +83,9 @@ def write_page(folder: Path, result: dict | None = None) -> Path:
         "<meta name='viewport' content='width=device-width, initial-scale=1'>",
         f"<style>{CSS}</style></head><body><main><h1>Training run {escape(folder.name)}</h1>",
         format_result(result),
-        "<h2>Curves</h2><div class='curves'>",
-        *(curve(metrics["step"], metrics[name], *about) for name, about in CURVES.items() if name in metrics),
+        "<h2>Curves</h2><p>Thin: each step. Thick: their mean over a tenth of the run. Dashed: held-out problems.</p>",
+        "<div class='curves'>",
+        *(curve(metrics, column) for column in METRICS),
         "</div>",
         format_samples(records),
         "</main></body></html>\n",
@@ -181,35 +169,41 @@ def format_result(result: dict) -> str:
     )
 
 
-def curve(steps: Sequence[float | None], values: Sequence[float | None], title: str, about: str) -> str:
-    """One metric as a small picture; nothing when it has no values."""
-    pairs = zip(steps, values, strict=True)
-    points = [(s, v) for s, v in pairs if s is not None and v is not None and math.isfinite(v)]
-    if not points:
+def curve(metrics: Metrics, column: str) -> str:
+    """One metric as a small picture, like a panel of `plot_training`; nothing when it has no values."""
+    (title, about), (each, smooth, _, held_out) = METRICS[column], curves(metrics, column)
+    lines = [line for line in (each, smooth, held_out) if line[0]]
+    if not lines:
         return ""
-    xs, ys = zip(*points, strict=True)
-    low, high = min(0.0, *ys), max(0.0, *ys)
+    xs, ys = ([x for line in lines for x in line[part]] for part in (0, 1))
+    first, last, low, high = min(xs), max(xs), min(0.0, *ys), max(0.0, *ys)
     high = high if high > low else 1.0
-    width, height, left = 300, 110, 38
+    width, height, left = 300, 110, 56
 
     def place(x: float, y: float) -> tuple[float, float]:
-        across = (x - xs[0]) / (xs[-1] - xs[0]) if xs[-1] > xs[0] else 0.5
+        across = (x - first) / (last - first) if last > first else 0.5
         return left + across * (width - left - 8), 6 + (height - 12) * (1 - (y - low) / (high - low))
 
-    placed = [place(x, y) for x, y in points]
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
-    dots = "".join(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='2.5'/>" for x, y in placed) if len(placed) < 30 else ""
-    axis = place(xs[0], low)[1]
-    label = f"{title}: from {ys[0]:.3g} at step {xs[0]:.0f} to {ys[-1]:.3g} at step {xs[-1]:.0f}"
+    def polyline(kind: str, line: Line) -> str:
+        placed = [place(x, y) for x, y in zip(*line, strict=True)]
+        dots = [f"<circle class='{kind}' cx='{x:.1f}' cy='{y:.1f}' r='2.5'/>" for x, y in placed if len(placed) < 30]
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
+        return f"<polyline class='{kind}' points='{points}'/>{''.join(dots if kind != 'smooth' else [])}"
+
+    kinds = {"faint" if smooth[0] else "each": each, "smooth": smooth, "held": held_out}
+    drawn = [polyline(kind, line) for kind, line in kinds.items() if line[0]]
+    axis = place(first, low)[1]
+    (x0, *_, x1), (y0, *_, y1) = (2 * part for part in lines[0])
+    label = f"{title}: from {y0:.3g} at step {x0:.0f} to {y1:.3g} at step {x1:.0f}"
     return (
         f"<figure><figcaption><b>{title}</b>{about}</figcaption>"
         f"<svg viewBox='0 0 {width} {height + 16}' role='img' aria-label='{escape(label)}'>"
         f"<line x1='{left}' x2='{width - 8}' y1='{axis:.1f}' y2='{axis:.1f}'/>"
         f"<text x='{left - 4}' y='14' text-anchor='end'>{short_number(high)}</text>"
         f"<text x='{left - 4}' y='{axis:.1f}' text-anchor='end'>{short_number(low)}</text>"
-        f"<text x='{left}' y='{height + 13}'>step {xs[0]:.0f}</text>"
-        f"<text x='{width - 8}' y='{height + 13}' text-anchor='end'>{xs[-1]:.0f}</text>"
-        f"<polyline points='{line}'/>{dots}</svg></figure>"
+        f"<text x='{left}' y='{height + 13}'>step {first:.0f}</text>"
+        f"<text x='{width - 8}' y='{height + 13}' text-anchor='end'>{last:.0f}</text>"
+        f"{''.join(drawn)}</svg></figure>"
     )
 
 

@@ -1,0 +1,36 @@
+"""What the layers of Qwen3-0.6B keep about each position for the backward pass, next to a row of logits.
+
+    python benchmarks/activations.py
+
+The difference between a model of two layers and one of one layer, both with random weights, times all its layers.
+"""
+
+import torch
+
+from rfs_utils.qwen3 import QWEN3_CONFIG_06B, Qwen3Model
+
+POSITIONS = 612  # a prompt of 100 tokens and a response of 512
+
+
+def saved_bytes(n_layers: int) -> int:
+    """Bytes of what autograd keeps of one sequence, weights aside."""
+    model = Qwen3Model(QWEN3_CONFIG_06B | {"n_layers": n_layers, "vocab_size": 1000})
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        hidden = model.hidden_states(torch.randint(1, 1000, (1, POSITIONS)))
+    return sum(kept.values()) if hidden.requires_grad else 0
+
+
+if __name__ == "__main__":
+    layers, vocab = QWEN3_CONFIG_06B["n_layers"], QWEN3_CONFIG_06B["vocab_size"]
+    body = (saved_bytes(2) - saved_bytes(1)) * layers / POSITIONS
+    print(f"{layers} layers: {body / 1e6:.1f} MB a position; a row of logits in float32: {vocab * 4 / 1e6:.1f} MB")
+    print(f"8 rollouts of {POSITIONS} positions: {8 * POSITIONS * body / 1e9:.0f} GB in the layers")

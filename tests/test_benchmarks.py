@@ -1,0 +1,49 @@
+"""Benchmarks run: each one's help, and those of a training step at a small size."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from rfs_utils import qwen3
+
+FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
+PROGRAMS = sorted(path.stem for path in FOLDER.glob("*.py") if "ArgumentParser" in path.read_text(encoding="utf-8"))
+
+
+def run(monkeypatch, name: str, *arguments: str) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+    runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_help(monkeypatch, capsys, name):
+    with pytest.raises(SystemExit) as ended:
+        run(monkeypatch, name, "--help")
+    assert ended.value.code == 0 and "usage:" in capsys.readouterr().out
+
+
+def test_a_step_of_the_tiny_shape(monkeypatch, capsys):
+    run(monkeypatch, "step_speed", "--one", "ours", "--steps", "1", "--rollouts", "2", "--tokens", "4")
+    found = json.loads(capsys.readouterr().out)
+    assert found["seconds"] > 0 and found["peak_mb"] > 0
+
+
+@pytest.mark.parametrize("arguments", [("--memory", "low"), ("--chapter", "--optimizer", "8bit", "--micro-batch", "1")])
+def test_memory_of_a_step(monkeypatch, capsys, arguments):
+    from rfs_utils import ch06
+    from rfs_utils.engine import experience, update
+
+    for module, name in (  # what the benchmark wraps with its clock
+        (experience, "sample_rollouts"), (update, "backpropagate"), (ch06, "reward_rlvr"), (ch06, "sample_batch"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, getattr(module, name))
+    small = qwen3.QWEN3_CONFIG_TINY | {"dtype": qwen3.QWEN3_CONFIG_06B["dtype"]}
+    monkeypatch.setattr(qwen3, "QWEN3_CONFIG_06B", small)
+    run(monkeypatch, "step_memory", *arguments, "--rollouts", "4", "--max-new-tokens", "6", "--device", "cpu")
+    found = json.loads(capsys.readouterr().out)
+    assert found["optimizer"] == "8bit" and found["peak_gb"] > 0
+    assert {"sampling", "step"} < set(found["cpu_seconds"]) and len(found["cpu_seconds"]) >= 3
