@@ -3,11 +3,13 @@
     python benchmarks/lora_rates.py --seeds 3 --csv benchmarks/lora_rates.csv
 
 Rank 0 stands for training all weights. `accuracy` is that of greedy answers to 200 held-out problems after the last
-step, `last_reward` the mean reward of the last ten steps.
+step, `last_reward` the mean reward of the last ten steps. Runs that are in the file already are not repeated.
 """
 
 import argparse
+import csv
 import sys
+from itertools import product
 from pathlib import Path
 from statistics import mean
 
@@ -37,27 +39,33 @@ def train(rank: int, alpha: float, rate: float, seed: int, steps: int) -> dict:
     }  # fmt: skip
 
 
+def accuracy(rows: list[dict], rank: int, rate: float) -> float:
+    """The mean over seeds."""
+    return mean(float(row["accuracy"]) for row in rows if int(row["rank"]) == rank and float(row["lr"]) == rate)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ranks", type=int, nargs="+", default=[0, 1, 8])
     parser.add_argument("--alpha", type=float, default=TrainConfig.lora_alpha)
-    parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3, 3e-3])
+    parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
     parser.add_argument("--csv", type=Path, default=None)
     args = parser.parse_args()
-    rows = []
-    for seed in range(args.seeds):
-        for rank in args.ranks:
-            for rate in args.rates:
-                rows.append(train(rank, args.alpha, rate, seed, args.steps))
-                print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
-                if args.csv:
-                    write_rows(args.csv, rows)
+    rows: list[dict] = []
+    if args.csv and args.csv.is_file():
+        rows = list(csv.DictReader(args.csv.open(encoding="utf-8")))
+    done = {(int(row["seed"]), int(row["rank"]), float(row["lr"])) for row in rows}
+    for seed, rank, rate in product(range(args.seeds), args.ranks, args.rates):
+        if (seed, rank, rate) not in done:
+            rows.append(train(rank, args.alpha, rate, seed, args.steps))
+            print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
+            if args.csv:
+                write_rows(args.csv, rows)
     print("\nmean accuracy\nrank" + "".join(f"{rate:>9.1g}" for rate in args.rates))
     for rank in args.ranks:
-        found = ([r["accuracy"] for r in rows if (r["rank"], r["lr"]) == (rank, rate)] for rate in args.rates)
-        print(f"{rank:4}" + "".join(f"{mean(values):9.1%}" for values in found))
+        print(f"{rank:4}" + "".join(f"{accuracy(rows, rank, rate):9.1%}" for rate in args.rates))
 
 
 if __name__ == "__main__":

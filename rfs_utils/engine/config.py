@@ -28,7 +28,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-FULL_LR, LORA_LR = 3e-4, 3e-3  # benchmarks/lora_rates.csv
+FULL_LR, LORA_LR = 3e-4, 1e-3  # benchmarks/lora_rates.csv
 SCHEDULES = ("constant", "linear", "cosine")
 
 
