@@ -35,14 +35,8 @@ from rfs_utils.runs.folder import append_lines, checkpoint_steps, cut_log
 from rfs_utils.runs.run import sample_records
 from rfs_utils.runs.watch import Watch
 
+pytestmark = pytest.mark.usefixtures("few_problems")
 FAST = ["--steps", "2", "--prompts-per-step", "2", "--num-rollouts", "4", "--max-new-tokens", "24", "--eval-every", "1"]
-
-
-@pytest.fixture(autouse=True)
-def small_evaluation(monkeypatch):
-    """Ten held-out problems in place of hundreds: these tests are about files and messages."""
-    few = lambda n, *args, **options: generate_tiny_problems(min(n, 10), *args, **options)  # noqa: E731
-    monkeypatch.setattr(held_out, "generate_tiny_problems", few)
 
 
 def run(tmp_path, monkeypatch, *arguments) -> int:
