@@ -14,9 +14,9 @@ from small import make_directory
 from rfs_utils.cli import main
 from rfs_utils.data import generate_tiny_problems
 from rfs_utils.engine.config import TrainConfig
-from rfs_utils.evaluate import RECORD, resume_answers
 from rfs_utils.models import load_model_and_tokenizer
 from rfs_utils.runs import run as trainer
+from rfs_utils.runs.answers import RECORD, resume_answers
 
 DEEP = "[" * 10_000 + "]" * 10_000
 HUGE = "1" + "0" * 30

@@ -21,10 +21,10 @@ from rfs_utils.engine.config import (
     read_config,
 )
 from rfs_utils.engine.learner import Learner
-from rfs_utils.evaluate import evaluate_to_file
 from rfs_utils.memory_errors import is_out_of_memory
 from rfs_utils.runs import held_out
 from rfs_utils.runs import run as trainer
+from rfs_utils.runs.answers import evaluate_to_file
 from rfs_utils.runs.folder import checkpoint_steps, make_run_folder, prune_checkpoints
 
 pytestmark = pytest.mark.usefixtures("few_problems")

@@ -176,7 +176,7 @@ def test_a_step_with_answers_that_were_not_judged_is_the_step_without_them(name,
     fewer = Experience(
         batch.examples, select_rollouts(batch.rollouts, rows), batch.truncated[kept].view(2, 3),
         batch.parts[kept].view(2, 3, -1), batch.weights, batch.rewards[kept].view(2, 3), batch.correct[kept].view(2, 3),
-        batch.greedy_rewards,
+        batch.has_signal, batch.greedy_rewards,
     )  # fmt: skip
     without = small_learner(tokenizer, num_rollouts=3, **settings)
     without.rewards = with_them.rewards
