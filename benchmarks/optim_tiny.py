@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny-base")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--lr", type=float, default=TrainConfig.lr)
+    parser.add_argument("--lr", type=float, default=TrainConfig().lr)
     parser.add_argument("--optimizers", nargs="+", default=list(OPTIMIZERS), choices=OPTIMIZERS)
     parser.add_argument("--problems", type=int, default=500, help="held-out problems")
     args = parser.parse_args()

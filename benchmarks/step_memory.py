@@ -1,6 +1,7 @@
 """Memory and time of one full GRPO step at the shape of Qwen3-0.6B, with random weights; prints one line of JSON.
 
     python benchmarks/step_memory.py --rollouts 8 --max-new-tokens 512 --memory low
+    python benchmarks/step_memory.py --rollouts 8 --max-new-tokens 512 --memory low --lora-rank 8
     python benchmarks/step_memory.py --rollouts 4 --max-new-tokens 128 --peer
     python benchmarks/step_memory.py --chapter --optimizer 8bit --micro-batch 1
 
@@ -82,7 +83,7 @@ def run_ours(args, device: torch.device) -> dict:
     config = TrainConfig(
         prompts_per_step=1, num_rollouts=args.rollouts, max_new_tokens=args.max_new_tokens,
         temperature=args.temperature, top_p=args.top_p, lr=1e-5, memory=args.memory, optimizer=args.optimizer,
-        micro_batch=args.micro_batch,
+        micro_batch=args.micro_batch, lora_rank=args.lora_rank,
     )  # fmt: skip
     model, tokenizer = random_qwen3(args, device)
     clock = Clock(device)
@@ -100,7 +101,8 @@ def run_ours(args, device: torch.device) -> dict:
         raise RuntimeError(f"this was not a full step: {metrics}")
     return {
         "package": "rfs-utils", "memory": args.memory, "optimizer": ours.plan.optimizer,
-        "dtype": str(ours.plan.dtype).removeprefix("torch."), "micro_batch": ours.plan.max_tokens, **clock.report(),
+        "dtype": str(ours.plan.dtype).removeprefix("torch."), "micro_batch": ours.plan.max_tokens,
+        "lora_rank": config.lora_rank, **clock.report(),
     }  # fmt: skip
 
 
@@ -190,6 +192,7 @@ def main() -> None:
     parser.add_argument("--memory", default="low", choices=["auto", "low"])
     parser.add_argument("--optimizer", default="auto")
     parser.add_argument("--micro-batch", type=int, default=0)
+    parser.add_argument("--lora-rank", type=int, help="train adapters of this rank beside frozen weights")
     parser.add_argument("--temperature", type=float, default=0.8, help="the book's default, as is --top-p's")
     parser.add_argument("--top-p", type=float, default=0.9)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from .files import read_object
 from .files.folders import new_folder, standing
 from .files.kinds import FLAG, number, shown, whole
+from .hub.adapters import adapter_base, is_adapter, merge_adapter
 from .hub.download import download_model, download_qwen3_grpo_checkpoints
 from .hub.weights import (
     check_fit,
@@ -117,7 +118,16 @@ def load_model_and_tokenizer(
     damaged or whose tokenizer does not fit the model.
     """
     directory = model_directory(which_model, local_dir)
+    adapters: list[Path] = []  # each trained on top of the next
+    while is_adapter(directory):
+        if directory in adapters:
+            raise ValueError(f"the adapter in {directory} names itself as its model")
+        adapters.append(directory)
+        which_model = adapter_base(directory)
+        directory = model_directory(which_model)
     model = load_model(directory, device, dtype)
+    for adapter in reversed(adapters):
+        merge_adapter(model, adapter)
     tokenizer = load_tokenizer(directory, chat=_chat_by_name(which_model))
     highest = max(tokenizer.backend.get_vocab(with_added_tokens=True).values(), default=0)
     if highest >= model.cfg["vocab_size"]:
@@ -155,10 +165,10 @@ def model_directory(which_model: str | Path, local_dir: str | Path | None = None
 
 
 def own_model(folder: str | Path) -> Path | None:
-    """The model directory that a folder is, or has in it as the folder of a run; None when there is none."""
+    """The directory of a model or adapter that a folder is, or has in it as a run's; None when there is none."""
     folder = standing(Path(folder))
     places = (folder, standing(folder / "model"))
-    return next((found for found in places if (found / "config.json").is_file()), None)
+    return next((found for found in places if (found / "config.json").is_file() or is_adapter(found)), None)
 
 
 def _chat_by_name(which_model: str | Path) -> bool | None:

@@ -210,7 +210,7 @@ OTHER = {
     "updates_per_step": 2, "max_new_tokens": 9, "temperature": 0.9, "top_p": 0.9, "rewards": "accuracy,format",
     "lr": 1e-4, "warmup_steps": 1, "schedule": "linear", "weight_decay": 0.1, "max_grad_norm": 2.0, "clip_low": 0.3,
     "clip_high": 0.3, "negative_weight": 0.5, "kl_coef": 0.1, "kl": "k1", "memory": "low", "dtype": "bfloat16",
-    "optimizer": "kahan", "micro_batch": 64, "shard": True, "seed": 1,
+    "optimizer": "kahan", "lora_rank": 2, "lora_alpha": 8.0, "micro_batch": 64, "shard": True, "seed": 1,
 }  # fmt: skip
 FREE = {"eval_data": "tiny", "eval_every": 1, "eval_problems": 3, "checkpoint_every": 1, "keep_checkpoints": 1,
         "stop_on_collapse": True, "out": "elsewhere", "steps": 3}  # fmt: skip

@@ -53,7 +53,7 @@ config = TrainConfig(max_new_tokens=48, num_rollouts=4, seed=3, **eval(sys.argv[
 learner = Learner(config, model, tokenizer, generate_tiny_problems(60, "train"))
 metrics = learner.step()
 assert is_sharded(model) == (config.shard and parallel.world_size() > 1)
-grads = {name: full(p.grad) for name, p in model.named_parameters()}
+grads = {name: full(p.grad) for name, p in model.named_parameters() if p.requires_grad}
 assert all(grad.dtype == torch.float64 for grad in grads.values())
 if parallel.rank() == 0:
     values = {"metric." + k: torch.tensor(v) for k, v in metrics.items() if v is not None and "second" not in k}
@@ -74,6 +74,7 @@ parallel.stop()  # a process that just ends may abort while the others still tal
         {"prompts_per_step": 4, "method": "reinforce_pp", "rewards": "small_run:some_unjudged", "kl_coef": 0.05},
         pytest.param({"prompts_per_step": 5, "shard": True}, marks=pytest.mark.nightly),
         {"prompts_per_step": 4, "shard": True, "updates_per_step": 2, "kl_coef": 0.05, "micro_batch": 40},
+        {"prompts_per_step": 4, "lora_rank": 2, "updates_per_step": 2, "kl_coef": 0.05},
     ],
 )
 def test_two_processes_equal_one(settings, tmp_path):

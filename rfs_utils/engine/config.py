@@ -28,6 +28,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+FULL_LR, LORA_LR = 3e-4, 3e-3  # benchmarks/lora_rates.csv
 SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -61,7 +62,9 @@ class TrainConfig:
         1.0, "sample from the likeliest tokens that hold this share of the probability", number(1e-6, 1)
     )
     rewards: str = option("accuracy", "reward functions with weights, such as accuracy,format=0.5,my_module:my_reward")
-    lr: float = option(3e-4, "learning rate, at its highest", number(1e-12, 100))
+    lr: float = option(
+        None, f"learning rate, at its highest (default: {FULL_LR}; with lora_rank {LORA_LR})", number(1e-12, 100)
+    )
     warmup_steps: int = option(0, "steps in which the learning rate grows to its highest", whole(0, 10**6))
     schedule: str = option("constant", f"learning rate after that: {', '.join(SCHEDULES)}", one_of(*SCHEDULES))
     weight_decay: float = option(0.0, "AdamW's weight decay", number(0, 1e6))
@@ -86,6 +89,10 @@ class TrainConfig:
         "auto", f"type of the weights: auto follows memory, or {', '.join(DTYPES)}", one_of("auto", *DTYPES)
     )
     optimizer: str = option("auto", f"auto follows memory, or {', '.join(OPTIMIZERS)}", one_of("auto", *OPTIMIZERS))
+    lora_rank: int | None = option(
+        None, "train LoRA adapters of this rank, from 1 on, beside frozen weights", optional(whole(1, 2**15), "")
+    )
+    lora_alpha: float = option(32.0, "adapters are multiplied by lora_alpha / lora_rank", number(1e-6, 1e6))
     micro_batch: int = option(0, "response tokens back-propagated at a time; 0 follows memory", whole(0, 10**9))
     shard: bool = option(
         False, "under torchrun, each process keeps a part of the weights and AdamW's states (FSDP2)", FLAG
@@ -103,17 +110,28 @@ class TrainConfig:
         None, "folder for the results, new or empty (default: the next free one under runs/)", optional(NAME)
     )
 
+    def __post_init__(self):
+        if self.lr is None:
+            self.lr = FULL_LR if self.lora_rank is None else LORA_LR
+
     def check(self) -> None:
         """ValueError with one sentence for the first setting that makes no sense."""
         for name, kind in setting_kinds().items():
             kind.check(name, getattr(self, name))
         parse_rewards(self.rewards)
-        if self.dtype == "bfloat16" and self.optimizer == "adamw" and not self.shard:
+        if self.shard and self.lora_rank is not None:
+            raise ValueError("shard divides the weights that learn, few with lora_rank; expected only one of the two")
+        if self.dtype == "bfloat16" and self.optimizer == "adamw" and not self.learns_in_float32:
             raise ValueError("with dtype bfloat16, adamw would lose most of its small steps; expected another")
         if self.shard and self.optimizer not in ("auto", "adamw"):
             raise ValueError(f"with shard, optimizer must be auto or adamw, got {self.optimizer}")
         if self.tensorboard and find_spec("tensorboard") is None:
             raise ValueError("--tensorboard needs the package tensorboard: pip install tensorboard")
+
+    @property
+    def learns_in_float32(self) -> bool:
+        """Whether the weights that learn are float32, whatever type is computed with: parts of weights, or adapters."""
+        return self.shard or self.lora_rank is not None
 
     def resolved_method(self) -> Method:
         """The row of METHODS, with the clip range, weight of negative advantages and KL term that this config has."""

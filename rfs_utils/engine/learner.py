@@ -18,6 +18,7 @@ from ..tokenizer import ModelTokenizer
 from . import parallel
 from .config import TrainConfig
 from .experience import Experience, collect, has_signal, join_experience
+from .lora import add_adapters, without_adapters
 from .memory import (
     DTYPES,
     MemoryPlan,
@@ -37,7 +38,7 @@ MAX_REFILLS = 3  # rounds in which dynamic sampling looks for groups with a sign
 def make_plan(config: TrainConfig, model: Qwen3Model, device: torch.device) -> MemoryPlan:
     """What `config.memory` means for this model and device, with the config's own dtype, optimizer and micro_batch."""
     plan = plan_memory(config.memory, device, sum(p.numel() for p in model.parameters()))
-    if config.shard:  # the weights stay in float32, and the plan's type is the one to compute with
+    if config.learns_in_float32:
         plan = replace(plan, optimizer="adamw")
     elif config.optimizer == "adamw":
         plan = replace(plan, dtype=torch.float32)  # on bfloat16 weights it would lose most of its small steps
@@ -47,7 +48,7 @@ def make_plan(config: TrainConfig, model: Qwen3Model, device: torch.device) -> M
         optimizer=plan.optimizer if config.optimizer == "auto" else config.optimizer,
         max_tokens=config.micro_batch or plan.max_tokens,
     )
-    if plan.dtype == torch.bfloat16 and plan.optimizer == "adamw" and not config.shard:
+    if plan.dtype == torch.bfloat16 and plan.optimizer == "adamw" and not config.learns_in_float32:
         plan = replace(plan, optimizer="kahan")
     return plan
 
@@ -113,12 +114,17 @@ class Learner:
             use_lean_norms(model)
         self.method = config.resolved_method()
         self.rewards = parse_rewards(config.rewards)
-        self.reference = copy.deepcopy(model).requires_grad_(False) if self.method.kl_coef else None
-        if self.reference is not None:
+        if config.lora_rank is not None:
+            add_adapters(model, config.lora_rank, config.lora_alpha, config.seed)
+        self.reference = None
+        if self.method.kl_coef:
+            frozen = config.lora_rank is not None
+            self.reference = without_adapters(model) if frozen else copy.deepcopy(model).requires_grad_(False)
             cast_weights(self.reference, self.plan.dtype)  # no parts of it, and no optimiser
         if config.shard and parallel.world_size() > 1:
             shard(model, self.plan.dtype)
-        self.optimizer = make_optimizer(self.plan.optimizer, model.parameters(), config.lr, config.weight_decay)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(self.plan.optimizer, trained, config.lr, config.weight_decay)
         self.updater = Updater(config, self.method, self.plan, model, self.reference, self.optimizer)
         self.problems = Problems(problems, config.seed)
         self.done = 0  # steps

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
+from ..rounding import round_stochastically
+
 OPTIMIZERS = ("adamw", "kahan", "stochastic", "8bit")
 BLOCK = 256  # states of one byte share a scale within a block of so many
 
@@ -134,16 +136,6 @@ class Noise:
     def uniform(self, n: int) -> torch.Tensor:
         """n numbers, uniform in [0, 1)."""
         return self._stretch(self.fractions, n)
-
-
-def round_stochastically(x: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
-    """Round float32 numbers, in place, to neighbours that bfloat16 can hold, so that the expectation is x.
-
-    bfloat16 is the upper half of float32. Adding 16 random `bits` to the lower half carries into the upper
-    half exactly as often as the number lies close to the next one.
-    """
-    x.view(torch.int32).add_(bits).bitwise_and_(-(2**16))
-    return x
 
 
 def load_state(state: dict, key: str, part: slice) -> torch.Tensor:

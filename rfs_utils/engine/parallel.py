@@ -87,7 +87,7 @@ def add_gradients(model: Qwen3Model) -> None:
         sharding.reduce_gradients(model)
         return
     bucket: list[torch.nn.Parameter] = []
-    for p in model.parameters():
+    for p in (p for p in model.parameters() if p.requires_grad):
         if p.grad is None:
             p.grad = torch.zeros_like(p)
         bucket.append(p)

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..engine import parallel, sharding
+from ..engine.lora import adapted, get_adapter, set_adapter
 from ..files import (
     check_fields,
     parse_json,
@@ -45,6 +46,7 @@ from ..files.kinds import (
     table_of,
     whole,
 )
+from ..hub.adapters import ADAPTER_FILES, read_adapter, write_adapter
 from ..hub.weights import load_weights
 from ..memory_errors import is_out_of_memory
 from ..models import (
@@ -58,7 +60,7 @@ from ..qwen3 import Qwen3Model
 from ..tokenizer import ModelTokenizer
 from .watch import WATCHED
 
-CHECKPOINT_FILES = (*OWN_FILES, *LICENCES, "optimizer.safetensors", "random.safetensors", "state.json")
+CHECKPOINT_FILES = (*OWN_FILES, *LICENCES, *ADAPTER_FILES, "optimizer.safetensors", "random.safetensors", "state.json")
 
 
 # What must be in the files of a run: it is checked before anything is done with them.
@@ -193,7 +195,7 @@ def append_lines(path: Path, records: list[dict]) -> None:
 def save_run_checkpoint(
     folder: Path, step: int, model: Qwen3Model, tokenizer: ModelTokenizer, optimizer: torch.optim.Optimizer, state: dict
 ) -> None:
-    """Write checkpoints/step-NNNNN: model, optimiser, random states, and `state`, which JSON can hold.
+    """Write checkpoints/step-NNNNN: model or adapter, optimiser, random states, and `state`, which JSON can hold.
 
     All processes call it; process 0 writes, unless the model is in parts. The directory gets its name when all of it
     is on the disk. Raises OSError, on all processes, when it cannot be written; older checkpoints are as they were.
@@ -208,7 +210,9 @@ def save_run_checkpoint(
             parallel.on_main(prepare_checkpoint, temporary, partial(write_config_files, model, tokenizer))
             sharding.save_parts(temporary, model, tensors, parallel.rank() == 0)
         else:
-            parallel.on_main(prepare_checkpoint, temporary, partial(write_model_files, model, tokenizer))
+            adapter = get_adapter(model, state["settings"]["model"])
+            whole = partial(write_model_files, model, tokenizer)
+            parallel.on_main(prepare_checkpoint, temporary, partial(write_adapter, adapter) if adapter else whole)
             parallel.on_main(write_tensors, temporary / "optimizer.safetensors", tensors)
         parallel.on_main(write_tensors, temporary / "random.safetensors", random_tensors)
         parallel.on_main(finish_checkpoint, temporary, final, content)
@@ -293,7 +297,10 @@ def load_run_checkpoint(directory: Path, model: Qwen3Model, optimizer: torch.opt
         if sharding.is_sharded(model):
             tensors = sharding.load_parts(directory, model, optimizer.param_groups[0]["params"])
         else:
-            load_weights(model, directory / "model.safetensors")
+            if any(adapted(model)):
+                set_adapter(model, read_adapter(directory))
+            else:
+                load_weights(model, directory / "model.safetensors")
             tensors = load_file(directory / "optimizer.safetensors")
         unpack_optimizer(optimizer, tensors, state["optimizer"])
         restore_random_states(load_file(directory / "random.safetensors"), state["random"])

@@ -24,6 +24,7 @@ from ..engine.config import (
     read_config,
 )
 from ..engine.learner import Learner, training_problems
+from ..engine.lora import without_adapters
 from ..engine.sharding import gathered
 from ..evaluate import (
     check_room,
@@ -381,7 +382,7 @@ class Run:
         with self.writing():
             write_json(folder / "examples.json", examples)
             save_figure(plot_training(read_run(folder)), folder / "curves.png")
-            save_model(learner.model, learner.tokenizer, folder / "model")
+            save_model(without_adapters(learner.model, merged=True), learner.tokenizer, folder / "model")
             write_page(folder, result)
             write_json(folder / "result.json", result)
         self.report(format_report(before, after, len(self.held_out.problems), examples))
