@@ -37,6 +37,7 @@ OLDEST_TORCH ?= $(shell grep '^torch==' requirements.txt)
 oldest:
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python $(INSTALL) $$($(PYTHON) tools/oldest.py) "$(OLDEST_TORCH)"
+	.venv-oldest/bin/python $(INSTALL) --no-deps -e .  # for the processes that tests start
 	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n logical tests --ignore=tests/test_colab.py --ignore=tests/test_notebooks.py --ignore=tests/test_book.py
 
 # For authors: write rfs_utils/chNN.py from the notebooks; execute all notebooks and store their outputs.

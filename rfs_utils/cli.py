@@ -197,8 +197,9 @@ def run_eval(args) -> None:
     """`rfs eval`: answers go to a file, figures to the screen."""
     from .data import problem_set
     from .engine.packing import packed
-    from .evaluate import evaluate_to_file, format_evaluation
+    from .evaluate import format_evaluation
     from .models import get_device, load_model_and_tokenizer, load_weights
+    from .runs.answers import evaluate_to_file
 
     problems = problem_set(args.data, "test", args.limit)
     device = get_device()

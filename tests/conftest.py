@@ -7,6 +7,7 @@ import pytest
 from small import make_model, make_tokenizer
 
 from rfs_utils.qwen3 import Qwen3Model
+from rfs_utils.runs import held_out
 
 NIGHTLY = bool(os.environ.get("RFS_NIGHTLY"))  # as `make nightly` sets it: every case, in place of a sample
 
@@ -17,6 +18,15 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a job in the back
 @pytest.fixture
 def model() -> Qwen3Model:
     return make_model()
+
+
+@pytest.fixture(scope="module")
+def few_problems():
+    """Ten held-out problems in place of hundreds, for tests of files and messages."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(held_out, "NUM_PROBLEMS", 10)
+        patch.setattr(held_out, "NUM_HARDER", 10)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -13,37 +13,29 @@ from small import make_directory
 
 from rfs_utils.cli import main
 from rfs_utils.data import generate_tiny_problems
-from rfs_utils.engine import learner
 from rfs_utils.engine.config import TrainConfig
-from rfs_utils.evaluate import RECORD, resume_answers
 from rfs_utils.models import load_model_and_tokenizer
-from rfs_utils.runs import held_out
 from rfs_utils.runs import run as trainer
+from rfs_utils.runs.answers import RECORD, resume_answers
 
 DEEP = "[" * 10_000 + "]" * 10_000
 HUGE = "1" + "0" * 30
 VALUES = ("null", "[]", "{}", "NaN", "Infinity", '"text"', '"\\ud800"', "-1", "1e300", HUGE, "true", "[[1]]", DEEP)
+pytestmark = pytest.mark.usefixtures("few_problems")
 FILES = ("samples.jsonl", "before.json", "result.json", "state.json", "config.toml", "metrics.csv")
 
 
-@pytest.fixture(autouse=True)
-def few_problems(monkeypatch):
-    few = lambda n, *args, **options: generate_tiny_problems(min(n, 6), *args, **options)  # noqa: E731
-    for module in (held_out, learner):
-        monkeypatch.setattr(module, "generate_tiny_problems", few)
-
-
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, few_problems):
     """A run that is finished."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
+    data = folder.with_name("problems.json")  # read in a moment, while those of the run's own take a tenth of a second
+    data.write_text(json.dumps(generate_tiny_problems(6, "train", seed=1)))
     config = TrainConfig(
-        steps=2, prompts_per_step=2, num_rollouts=2, max_new_tokens=6, eval_every=1, out=str(folder), seed=1
-    )
+        steps=2, prompts_per_step=2, num_rollouts=2, max_new_tokens=6, eval_every=1, out=str(folder), seed=1,
+        data=str(data), eval_data="tiny",
+    )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        few = lambda n, *args, **options: generate_tiny_problems(min(n, 6), *args, **options)  # noqa: E731
-        for module in (held_out, learner):
-            patch.setattr(module, "generate_tiny_problems", few)
         rewards = itertools.cycle([1.0, 0.0])  # every group has a signal, and the optimizer states
         patch.setattr("rfs_utils.engine.rewards.reward_rlvr", lambda text, answer: next(rewards))
         trainer.train(config, report=lambda text: None)

@@ -393,7 +393,7 @@ def test_environment_variables_are_honoured(hub, tmp_path):
         f"print(download_model({REPO!r})); h.constants.HF_HUB_OFFLINE = True; print(download_model({REPO!r}))"
     )
     environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "env"), "HF_HUB_OFFLINE": "0"}
-    root = Path(download.__file__).parents[1]
+    root = Path(download.__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, cwd=root, capture_output=True, text=True, timeout=120
     )

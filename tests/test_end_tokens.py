@@ -15,9 +15,10 @@ from rfs_utils.engine.learner import Learner
 from rfs_utils.engine.memory import plan_memory
 from rfs_utils.engine.microbatches import rollout_logprobs
 from rfs_utils.engine.rollouts import sample_rollouts
-from rfs_utils.evaluate import check_room, evaluate_model, evaluate_to_file, longest_prompt
+from rfs_utils.evaluate import check_room, evaluate_model, longest_prompt
 from rfs_utils.exercises.addition import CharacterLevelTokenizer
 from rfs_utils.models import load_model_and_tokenizer, load_tokenizer
+from rfs_utils.runs.answers import evaluate_to_file
 from rfs_utils.sampling import (
     avg_logprob_answer,
     generate_text_stream_concat_flex,

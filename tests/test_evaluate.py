@@ -11,15 +11,8 @@ from small import make_directory, make_model, make_tokenizer
 from rfs_utils import evaluate
 from rfs_utils.cli import main
 from rfs_utils.data import generate_tiny_problems
-from rfs_utils.evaluate import (
-    Evaluation,
-    answer_batches,
-    evaluate_model,
-    evaluate_to_file,
-    format_evaluation,
-    majority_answer,
-    weights_fingerprint,
-)
+from rfs_utils.evaluate import Evaluation, answer_batches, evaluate_model, format_evaluation, majority_answer
+from rfs_utils.runs.answers import evaluate_to_file, weights_fingerprint
 from rfs_utils.statistics import wilson_interval
 
 PROBLEMS = generate_tiny_problems(10, "test", levels=(1, 4, 8))

@@ -12,10 +12,8 @@ from small import ids_of, make_directory, make_model, make_tokenizer
 
 from rfs_utils import ch06
 from rfs_utils.cli import main
-from rfs_utils.data import generate_tiny_problems
 from rfs_utils.hub.weights import load_weights, plain_names, to_hf_names
 from rfs_utils.models import load_model, load_model_and_tokenizer, load_tokenizer, read_model_config, save_model
-from rfs_utils.runs import held_out
 from rfs_utils.runs.export import export_model
 
 # As Qwen3's own template does, it drops the thoughts of earlier turns; and it knows a default system turn.
@@ -72,10 +70,9 @@ def assert_same_chat(one: Path, other: Path) -> None:
     assert configs[0] == configs[1] and len(configs[0]["eos_token_id"]) == 2
 
 
+@pytest.mark.usefixtures("few_problems")
 @pytest.mark.parametrize("place", ["tokenizer_config.json", "chat_template.jinja"])
 def test_a_run_goes_out_with_the_chat_of_the_directory_it_was_trained_from(place, tmp_path, monkeypatch, capsys):
-    few = lambda n, *args, **options: generate_tiny_problems(min(n, 4), *args, **options)  # noqa: E731
-    monkeypatch.setattr(held_out, "generate_tiny_problems", few)
     monkeypatch.chdir(tmp_path)
     source = chat_directory(tmp_path / "source", place)
     expected = kept_files(source)

@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file
 
 from rfs_utils.cli import main
-from rfs_utils.data import generate_tiny_problems
 from rfs_utils.engine.config import (
     MAY_CHANGE,
     TrainConfig,
@@ -22,30 +21,22 @@ from rfs_utils.engine.config import (
     read_config,
 )
 from rfs_utils.engine.learner import Learner
-from rfs_utils.evaluate import evaluate_to_file
 from rfs_utils.memory_errors import is_out_of_memory
 from rfs_utils.runs import held_out
 from rfs_utils.runs import run as trainer
+from rfs_utils.runs.answers import evaluate_to_file
 from rfs_utils.runs.folder import checkpoint_steps, make_run_folder, prune_checkpoints
 
+pytestmark = pytest.mark.usefixtures("few_problems")
 FAST = ["--steps", "2", "--prompts-per-step", "2", "--num-rollouts", "2", "--max-new-tokens", "8", "--eval-every", "0"]
 STAGES = ("summary", "examples.json", "save_figure", "save_model", "write_page", "result.json")
 
 
-@pytest.fixture(autouse=True)
-def small_evaluation(monkeypatch):
-    few = lambda n, *args, **options: generate_tiny_problems(min(n, 10), *args, **options)  # noqa: E731
-    monkeypatch.setattr(held_out, "generate_tiny_problems", few)
-
-
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, few_problems):
     """A run that is finished."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    with pytest.MonkeyPatch.context() as patch:
-        few = lambda n, *args, **options: generate_tiny_problems(min(n, 10), *args, **options)  # noqa: E731
-        patch.setattr(held_out, "generate_tiny_problems", few)
-        assert main(["train", *FAST, "--out", str(folder)]) == 0
+    assert main(["train", *FAST, "--out", str(folder)]) == 0
     return folder
 
 

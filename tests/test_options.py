@@ -8,16 +8,15 @@ import pytest
 
 from rfs_utils import models
 from rfs_utils.cli import COMMANDS, main, make_parser
-from rfs_utils.data import generate_tiny_problems
-from rfs_utils.engine import learner
 from rfs_utils.exercises import pretrain
-from rfs_utils.runs import compare, held_out
+from rfs_utils.runs import compare
 from rfs_utils.runs import run as trainer
 
 VALUES = ("0", "-1", "nan", "inf", "1e39", "1e308", str(2**63), str(10**200), "", "text")
 SETTINGS = ["--steps", "1", "--prompts-per-step", "1", "--num-rollouts", "2", "--max-new-tokens", "2"]
 WORDS = {  # what makes each command work
-    "train": SETTINGS, "compare": [*SETTINGS, "--methods", "grpo", "--seeds", "1"], "pretrain": ["--steps", "1"],
+    "train": [*SETTINGS, "--data", "mine.json", "--eval-data", "tiny"],
+    "compare": [*SETTINGS, "--methods", "grpo", "--seeds", "1"], "pretrain": ["--steps", "1"],
     "eval": ["--limit", "1", "--max-new-tokens", "2"], "plot": ["run"], "samples": ["run"],
     "download": ["grpo-no_kl"], "export": ["run", "--to", "exported"],
 }  # fmt: skip
@@ -25,12 +24,8 @@ ROW = dict.fromkeys(compare.COLUMNS[2:], 1)
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch, tmp_path):
+def quick(monkeypatch, tmp_path, few_problems):
     """Few problems, no pre-training, no connection, and a run to be shown."""
-    few = lambda n, *args, **options: generate_tiny_problems(min(n, 5), *args, **options)  # noqa: E731
-    for module in (held_out, learner):
-        monkeypatch.setattr(module, "generate_tiny_problems", few)
-    monkeypatch.setattr("rfs_utils.data.generate_tiny_problems", few)
     monkeypatch.setattr(trainer.Run, "finish", lambda self: {})
     monkeypatch.setattr(compare, "evaluations", lambda config, method, seed: [ROW])
     monkeypatch.setattr(pretrain, "pretrain_all", lambda *args, **options: None)
@@ -71,6 +66,7 @@ def test_no_value_of_an_option_ends_in_a_traceback(command, tmp_path, monkeypatc
             (folder / "run" / "metrics.csv").write_text("step,reward_avg\n1,0.5\n")
             line = {"step": 1, "problem": "1?", "answer": "1", "reward": 1, "advantage": 1, "tokens": [], "logps": []}
             (folder / "run" / "samples.jsonl").write_text(json.dumps(line) + "\n")
+            (folder / "mine.json").write_text(json.dumps([{"problem": "1?", "answer": "1"}]))
             monkeypatch.chdir(folder)
             found = outcome([command, *WORDS[command], name, value], capsys)
             counted[found] += 1

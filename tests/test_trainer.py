@@ -35,14 +35,8 @@ from rfs_utils.runs.folder import append_lines, checkpoint_steps, cut_log
 from rfs_utils.runs.run import sample_records
 from rfs_utils.runs.watch import Watch
 
+pytestmark = pytest.mark.usefixtures("few_problems")
 FAST = ["--steps", "2", "--prompts-per-step", "2", "--num-rollouts", "4", "--max-new-tokens", "24", "--eval-every", "1"]
-
-
-@pytest.fixture(autouse=True)
-def small_evaluation(monkeypatch):
-    """Ten held-out problems in place of hundreds: these tests are about files and messages."""
-    few = lambda n, *args, **options: generate_tiny_problems(min(n, 10), *args, **options)  # noqa: E731
-    monkeypatch.setattr(held_out, "generate_tiny_problems", few)
 
 
 def run(tmp_path, monkeypatch, *arguments) -> int:
@@ -182,7 +176,7 @@ def test_a_step_with_answers_that_were_not_judged_is_the_step_without_them(name,
     fewer = Experience(
         batch.examples, select_rollouts(batch.rollouts, rows), batch.truncated[kept].view(2, 3),
         batch.parts[kept].view(2, 3, -1), batch.weights, batch.rewards[kept].view(2, 3), batch.correct[kept].view(2, 3),
-        batch.greedy_rewards,
+        batch.has_signal, batch.greedy_rewards,
     )  # fmt: skip
     without = small_learner(tokenizer, num_rollouts=3, **settings)
     without.rewards = with_them.rewards

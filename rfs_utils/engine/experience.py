@@ -32,12 +32,8 @@ class Experience:
     weights: torch.Tensor  # (K,) of the functions
     rewards: torch.Tensor  # (B, G) the weighted sum, with the penalty for overlong answers; NaN: not judged
     correct: torch.Tensor  # (B, G) 1 for right answers, whatever is rewarded
+    has_signal: torch.Tensor  # (B,) bool: the groups in which rewards differ, penalties for length left aside
     greedy_rewards: torch.Tensor | None = None  # (B,) of greedy answers, where the method compares with them
-
-    @property
-    def has_signal(self) -> torch.Tensor:
-        """(B,) bool: the groups in which rewards differ, penalties for length left aside."""
-        return has_signal(self.parts, self.weights)
 
     def select(self, groups: torch.Tensor) -> "Experience":
         """Only the groups with these indices."""
@@ -51,6 +47,7 @@ class Experience:
             weights=self.weights,
             rewards=self.rewards[groups],
             correct=self.correct[groups],
+            has_signal=self.has_signal[groups],
             greedy_rewards=None if self.greedy_rewards is None else self.greedy_rewards[groups],
         )
 
@@ -65,7 +62,7 @@ def join_experience(parts: Sequence[Experience], pad_token_id: int) -> Experienc
     """Several experiences as one."""
     if len(parts) == 1:
         return parts[0]
-    names = ("truncated", "parts", "rewards", "correct")
+    names = ("truncated", "parts", "rewards", "correct", "has_signal")
     greedy = [p.greedy_rewards for p in parts if p.greedy_rewards is not None]  # of all parts, or of none
     return Experience(
         examples=[example for p in parts for example in p.examples],
@@ -96,12 +93,11 @@ def collect(
     groups, size, limit = uniform.shape
     prompts = [render_prompt(example["problem"]) for example in examples]
 
-    def sample(count: int, temperature: float, numbers: torch.Tensor | None) -> Rollouts:
-        return sample_rollouts(
+    def answer(count: int, temperature: float, numbers: torch.Tensor | None) -> tuple[Rollouts, list[torch.Tensor]]:
+        """Rollouts, and what they earned: rewards by function, rightness, penalty; and which were truncated."""
+        rollouts = sample_rollouts(
             model, tokenizer, prompts, device, count, limit, temperature, top_p, plan.cache_bytes, numbers
         )
-
-    def reward(rollouts: Rollouts, count: int) -> tuple[torch.Tensor, ...]:
         repeated = [example for example in examples for _ in range(count)]
         truncated = ~has_ended(rollouts.tokens, rollouts.lengths, stop_ids(tokenizer))
         info = {"step": step, "lengths": rollouts.lengths.tolist(), "truncated": truncated.tolist()}
@@ -114,13 +110,13 @@ def collect(
             penalty = soft_overlong_penalty(rollouts.lengths, limit, buffer)
         right = parts[:, list(functions).index("accuracy")].to(device).view(groups, count)
         parts = parts[:, : len(rewards)].to(device).view(groups, count, -1)
-        return parts, right, penalty.view(groups, count), truncated.view(groups, count)
+        return rollouts, [parts, right, penalty.view(groups, count), truncated.view(groups, count)]
 
     weights = torch.tensor([weight for _, weight in rewards.values()], device=device)
-    rollouts = sample(size, temperature, uniform.flatten(0, 1).to(device))
-    parts, right, penalty, truncated = reward(rollouts, size)
+    rollouts, (parts, right, penalty, truncated) = answer(size, temperature, uniform.flatten(0, 1).to(device))
+    signal = has_signal(parts, weights)
     if method.baseline == "greedy":  # judged together with the others, by the same functions
-        greedy_parts, _, greedy_penalty, _ = reward(sample(1, 0.0, None), 1)
+        _, (greedy_parts, _, greedy_penalty, _) = answer(1, 0.0, None)
         total = combine_rewards(torch.cat([parts, greedy_parts], dim=1), weights)
         total, greedy = total[:, :size], total[:, size] + greedy_penalty[:, 0]
         total = total.masked_fill(greedy.isnan()[:, None], torch.nan)  # nothing to compare with
@@ -134,5 +130,6 @@ def collect(
         weights=weights,
         rewards=total + penalty,
         correct=right,
+        has_signal=signal,
         greedy_rewards=greedy,
     )

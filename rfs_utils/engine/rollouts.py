@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from ..ch06 import Rollouts, sample_batch
 from ..qwen3 import Qwen3Model
 from ..tokenizer import Tokenizer, encode_prompts
-from .microbatches import slices
 from .packing import packed
 
 
@@ -34,15 +33,13 @@ def sample_rollouts(
 
     `uniform`, (prompts * num_rollouts, max_new_tokens), decides the draws of each rollout, however they are batched.
     """
+    room = cache_bytes // cache_bytes_per_token(model)  # tokens
     width = max(map(len, encode_prompts(tokenizer, prompts)))
-    at_once = max(1, cache_bytes // (cache_bytes_per_token(model) * (width + max_new_tokens)))
+    at_once = max(1, room // (width + max_new_tokens))
+    step = max(1, at_once // num_rollouts)  # whole groups of several prompts, or a part of one prompt's group
+    sizes = [min(at_once, num_rollouts - start) for start in range(0, num_rollouts, at_once)]
     batches, drawn, model = [], 0, packed(model)
-    if at_once >= num_rollouts:  # whole groups of several prompts
-        groups = [(prompts[part], num_rollouts) for part in slices(len(prompts), at_once // num_rollouts)]
-    else:  # a part of one prompt's group
-        sizes = [part.stop - part.start for part in slices(num_rollouts, at_once)]
-        groups = [([prompt], size) for prompt in prompts for size in sizes]
-    for some, size in groups:
+    for some, size in [(prompts[i : i + step], size) for i in range(0, len(prompts), step) for size in sizes]:
         rows = slice(drawn, drawn := drawn + len(some) * size)
         numbers = None if uniform is None else uniform[rows]
         batches.append(sample_batch(model, tokenizer, some, device, size, max_new_tokens, temperature, top_p, numbers))

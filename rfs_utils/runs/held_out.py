@@ -9,6 +9,8 @@ from ..engine.rollouts import cache_bytes_per_token
 from ..engine.sharding import gathered
 from ..evaluate import Evaluation, evaluate_model, level_name, longest_prompt
 
+NUM_PROBLEMS, NUM_HARDER = 500, 150  # of those that are generated
+
 
 class HeldOut:
     """Problems that no training sees; every process answers its part of them."""
@@ -21,8 +23,8 @@ class HeldOut:
         if data == "auto":
             data = "tiny" if config.data == "tiny" else "math500"
         if data == "tiny":
-            self.problems = generate_tiny_problems(500, "test", seed=0)
-            self.harder = generate_tiny_problems(150, "test", HARDER_LEVELS, seed=0)
+            self.problems = generate_tiny_problems(NUM_PROBLEMS, "test", seed=0)
+            self.harder = generate_tiny_problems(NUM_HARDER, "test", HARDER_LEVELS, seed=0)
         else:
             self.problems, self.harder = problem_set(data, "test")[: config.eval_problems], []
 
