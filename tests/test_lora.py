@@ -18,19 +18,13 @@ from rfs_utils.engine.lora import adapted, add_adapters, get_adapter, without_ad
 from rfs_utils.hub.adapters import merge, merge_adapter, write_adapter
 from rfs_utils.models import load_model, load_model_and_tokenizer
 from rfs_utils.qwen3 import KVCache
-from rfs_utils.runs import held_out
 from rfs_utils.runs.export import export_model
 
 LAYERS = "W_query W_key W_value out_proj fc1 fc2 fc3".split()
 THEIRS = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
 FAST = ["--prompts-per-step", "2", "--num-rollouts", "4", "--max-new-tokens", "24", "--eval-every", "1"]
 FAST += ["--lora-rank", "2", "--rewards", "small_run:every_second", "--checkpoint-every", "2"]
-
-
-@pytest.fixture(autouse=True)
-def small_evaluation(monkeypatch):
-    few = lambda n, *args, **options: generate_tiny_problems(min(n, 10), *args, **options)  # noqa: E731
-    monkeypatch.setattr(held_out, "generate_tiny_problems", few)
+pytestmark = pytest.mark.usefixtures("few_problems")
 
 
 def adapted_model(rank: int = 3, size: float = 0.1, dtype: torch.dtype = torch.float32, seed: int = 5):
