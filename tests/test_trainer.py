@@ -435,7 +435,7 @@ def test_killed_at_any_moment_a_run_can_be_resumed_and_ends_the_same(tmp_path):
         while job.poll() is None:
             if (parts / "metrics.csv").exists() and (parts / "metrics.csv").stat().st_mtime_ns != before:
                 time.sleep(chance.uniform(0, 0.25))
-                job.send_signal(signal.SIGKILL)
+                job.kill()
                 break
             time.sleep(0.01)
         if job.wait() == 0:
@@ -452,6 +452,7 @@ def test_killed_at_any_moment_a_run_can_be_resumed_and_ends_the_same(tmp_path):
     assert not [path for path in parts.rglob(".*") if path.is_dir()], "nothing half-written stays"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without asking it")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_ends_cleanly(number, tmp_path):
     folder = tmp_path / "run"
