@@ -92,14 +92,6 @@ def test_flags_have_precedence_over_the_file_of_settings(tmp_path, monkeypatch):
     assert 'method = "rloo"' in written and "num_rollouts = 3" in written and "steps = 1\n" in written
 
 
-def test_a_run_that_ended_before_its_results_were_written_is_finished(tmp_path, monkeypatch):
-    assert run(tmp_path, monkeypatch, "--out", "r") == 0
-    expected = json.loads((tmp_path / "r" / "result.json").read_text())
-    (tmp_path / "r" / "result.json").unlink()
-    assert main(["train", "--resume", "r"]) == 0
-    assert json.loads((tmp_path / "r" / "result.json").read_text()) == expected
-
-
 def test_a_second_run_takes_the_next_free_folder_and_repeats_the_first(tmp_path, monkeypatch):
     assert run(tmp_path, monkeypatch) == run(tmp_path, monkeypatch) == 0
     names = ("tiny-base-grpo-seed0", "tiny-base-grpo-seed0-2")
@@ -559,15 +551,6 @@ def test_other_line_ends_in_a_text_are_no_damage(tmp_path):
 def test_weights_in_bfloat16_get_an_optimizer_made_for_them(tokenizer):
     assert small_learner(tokenizer, dtype="bfloat16").plan.optimizer == "kahan"
     assert small_learner(tokenizer).plan.optimizer == "adamw"
-
-
-def test_a_run_that_does_not_fit_the_memory_ends_with_advice(tmp_path, monkeypatch, capsys):
-    def too_large(learner):
-        raise torch.OutOfMemoryError("out of memory")
-
-    monkeypatch.setattr(Learner, "step", too_large)
-    assert run(tmp_path, monkeypatch) == 1
-    assert "the memory of cpu is too small for step 0: --memory low, fewer" in capsys.readouterr().err
 
 
 def test_harder_problems_get_twice_the_room_or_as_much_as_there_is(tmp_path, monkeypatch):
