@@ -275,6 +275,7 @@ def test_memory_that_is_too_small_ends_in_one_sentence(place, tmp_path, monkeypa
     assert main(["train", *FAST, "--out", str(tmp_path / "r")]) == 1
     err = capsys.readouterr().err
     assert "Traceback" not in err and ("memory" in err) and ("--memory low" in err or place == "loading")
+    assert place != "step" or "the memory of cpu is too small for step 0: --memory low, fewer" in err
 
 
 def test_an_evaluation_that_needs_too_much_memory_gives_advice(tmp_path, monkeypatch, model, tokenizer):

@@ -93,14 +93,6 @@ def test_flags_have_precedence_over_the_file_of_settings(tmp_path, monkeypatch):
     assert 'method = "rloo"' in written and "num_rollouts = 3" in written and "steps = 1\n" in written
 
 
-def test_a_run_that_ended_before_its_results_were_written_is_finished(tmp_path, monkeypatch):
-    assert run(tmp_path, monkeypatch, "--out", "r") == 0
-    expected = json.loads((tmp_path / "r" / "result.json").read_text())
-    (tmp_path / "r" / "result.json").unlink()
-    assert main(["train", "--resume", "r"]) == 0
-    assert json.loads((tmp_path / "r" / "result.json").read_text()) == expected
-
-
 def test_a_second_run_takes_the_next_free_folder_and_repeats_the_first(tmp_path, monkeypatch):
     assert run(tmp_path, monkeypatch) == run(tmp_path, monkeypatch) == 0
     names = ("tiny-base-grpo-seed0", "tiny-base-grpo-seed0-2")
@@ -438,7 +430,7 @@ def test_killed_at_any_moment_a_run_can_be_resumed_and_ends_the_same(tmp_path):
         while job.poll() is None:
             if (parts / "metrics.csv").exists() and (parts / "metrics.csv").stat().st_mtime_ns != before:
                 time.sleep(chance.uniform(0, 0.25))
-                job.send_signal(signal.SIGKILL)
+                job.kill()
                 break
             time.sleep(0.01)
         if job.wait() == 0:
@@ -455,6 +447,7 @@ def test_killed_at_any_moment_a_run_can_be_resumed_and_ends_the_same(tmp_path):
     assert not [path for path in parts.rglob(".*") if path.is_dir()], "nothing half-written stays"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without asking it")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_ends_cleanly(number, tmp_path):
     folder = tmp_path / "run"
@@ -561,15 +554,6 @@ def test_other_line_ends_in_a_text_are_no_damage(tmp_path):
 def test_weights_in_bfloat16_get_an_optimizer_made_for_them(tokenizer):
     assert small_learner(tokenizer, dtype="bfloat16").plan.optimizer == "kahan"
     assert small_learner(tokenizer).plan.optimizer == "adamw"
-
-
-def test_a_run_that_does_not_fit_the_memory_ends_with_advice(tmp_path, monkeypatch, capsys):
-    def too_large(learner):
-        raise torch.OutOfMemoryError("out of memory")
-
-    monkeypatch.setattr(Learner, "step", too_large)
-    assert run(tmp_path, monkeypatch) == 1
-    assert "the memory of cpu is too small for step 0: --memory low, fewer" in capsys.readouterr().err
 
 
 def test_harder_problems_get_twice_the_room_or_as_much_as_there_is(tmp_path, monkeypatch):
