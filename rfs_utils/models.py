@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import tokenizers
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 from .files import read_object
 from .folders import new_folder, standing
 from .hub.download import download_model, download_qwen3_grpo_checkpoints
+from .hub.families import read_model_config, to_hf_config
 from .hub.weights import (
     check_fit,
     load_weights,
@@ -20,9 +22,9 @@ from .hub.weights import (
     unwrapped,
     weights_file,
 )
-from .kinds import FLAG, number, shown, whole
+from .kinds import shown
 from .qwen3 import Qwen3Model, rope_tables
-from .tokenizer import CHAT_TEMPLATE, ModelTokenizer, Qwen3Tokenizer, Source, stop_ids
+from .tokenizer import CHAT_TEMPLATE, HFTokenizer, ModelTokenizer, Qwen3Tokenizer, Source, stop_ids
 
 __all__ = [
     "ALIASES", "HUB_MODELS", "SHIPPED", "download_qwen3_grpo_checkpoints", "get_device", "load_model",
@@ -46,31 +48,9 @@ HUB_MODELS = {
     "qwen3-0.6b-base": HubModel("Qwen/Qwen3-0.6B-Base", chat=False),
     "qwen3-0.6b": HubModel("Qwen/Qwen3-0.6B", chat=True),
 }
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end_of_turn|>")
 ALIASES = {"base": "qwen3-0.6b-base", "reasoning": "qwen3-0.6b"}  # the printed book's names
 
-# Our config keys and those of a Hugging Face config.json.
-_HF_CONFIG = {
-    "vocab_size": "vocab_size",
-    "context_length": "max_position_embeddings",
-    "emb_dim": "hidden_size",
-    "n_heads": "num_attention_heads",
-    "n_layers": "num_hidden_layers",
-    "hidden_dim": "intermediate_size",
-    "head_dim": "head_dim",
-    "n_kv_groups": "num_key_value_heads",
-    "rope_base": "rope_theta",
-    "rms_norm_eps": "rms_norm_eps",
-    "tied": "tie_word_embeddings",
-}
-# What these must be. The largest Qwen3 models have a third of it or less.
-_HF_KINDS = {
-    "vocab_size": whole(1, 2**20), "max_position_embeddings": whole(1, 2**20), "hidden_size": whole(1, 2**15),
-    "num_attention_heads": whole(1, 1024), "num_hidden_layers": whole(1, 512), "intermediate_size": whole(1, 2**18),
-    "head_dim": whole(2, 1024), "num_key_value_heads": whole(1, 1024), "rope_theta": number(1, 1e12),
-    "rms_norm_eps": number(0, 1), "tie_word_embeddings": FLAG,
-}  # fmt: skip
-# What the architecture here does not have: each must be absent or have this value.
-_HF_FIXED = {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False}
 # What decides, beside the weights, how a model reads and ends text: it goes with a model from directory to directory.
 _CHAT_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja", "chat_template.json",
@@ -105,7 +85,7 @@ def load_model_and_tokenizer(
     use_compile: bool = False,
     local_dir: str | Path | None = None,
     dtype: torch.dtype | None = None,
-) -> tuple[Qwen3Model, Qwen3Tokenizer]:
+) -> tuple[Qwen3Model, HFTokenizer]:
     """A model, in eval mode on `device`, and its tokenizer.
 
     `which_model` is "tiny-base" or "tiny-reasoning" (shipped with the package), "qwen3-0.6b-base" ("base") or
@@ -188,7 +168,7 @@ def load_model(
     names = [name for name, _ in model.named_parameters()]
     state = {name: stored[name].read().to(device=device, dtype=dtype) for name in names}
     model.load_state_dict(state, assign=True)
-    tables = rope_tables(cfg["head_dim"], cfg["context_length"], cfg["rope_base"])
+    tables = rope_tables(cfg["head_dim"], cfg["context_length"], cfg["rope_base"], cfg["rope_scaling"])
     model.cos, model.sin = (table.to(device) for table in tables)
     return model.eval()
 
@@ -209,7 +189,7 @@ def native_dtype(dtype: torch.dtype, device: torch.device | str) -> torch.dtype:
     return dtype
 
 
-def load_tokenizer(directory: str | Path, chat: bool | None = None) -> Qwen3Tokenizer:
+def load_tokenizer(directory: str | Path, chat: bool | None = None) -> HFTokenizer:
     """The tokenizer of a model directory; `chat` says whether it speaks the chat format.
 
     Without `chat` the token at which the model stops decides: <|im_end|> is a chat model, <|endoftext|> a base
@@ -217,9 +197,13 @@ def load_tokenizer(directory: str | Path, chat: bool | None = None) -> Qwen3Toke
     that the directory names, as in `transformers`.
     """
     directory = Path(directory)
-    tokenizer = Qwen3Tokenizer(directory / "tokenizer.json")
     stops = stop_tokens(directory)
-    tokenizer.set_chat(tokenizer.backend.token_to_id("<|im_end|>") in stops if chat is None else chat)
+    config = directory / "config.json"
+    if not config.is_file() or read_object(config).get("model_type") == "qwen3":
+        tokenizer: HFTokenizer = Qwen3Tokenizer(directory / "tokenizer.json")
+    else:
+        tokenizer = HFTokenizer(directory / "tokenizer.json", **named_tokens(directory, stops))
+    tokenizer.set_chat(ends_turn(tokenizer, stops) if chat is None else chat)
     known = {i: token for i in stops if (token := tokenizer.backend.id_to_token(i)) is not None}
     if known and chat is None and tokenizer.eos_token_id not in stops:  # a model with an end token of its own
         tokenizer.eos_token_id, tokenizer.eos_token = next(iter(known.items()))
@@ -233,6 +217,41 @@ def load_tokenizer(directory: str | Path, chat: bool | None = None) -> Qwen3Toke
     return tokenizer
 
 
+def ends_turn(tokenizer: HFTokenizer, stops: list[int]) -> bool:
+    """Whether a model stops at the end of a turn, which chat models do, and has a template for turns."""
+    return tokenizer.chat_template is not None and any(
+        tokenizer.backend.token_to_id(token) in stops for token in TURN_ENDS
+    )
+
+
+def named_tokens(directory: Path, stops: list[int]) -> dict[str, str | None]:
+    """End token, padding token and chat template that the files of a model directory name."""
+    names = ("special_tokens_map.json", "tokenizer_config.json")  # the second has precedence
+    said: dict = {}
+    for path in (directory / name for name in names):
+        said |= read_object(path) if path.is_file() else {}
+    found: dict[str, str | None] = {}
+    for name in ("eos_token", "pad_token"):
+        token = said.get(name)
+        token = token.get("content") if isinstance(token, dict) else token
+        found[name] = token if isinstance(token, str) else None
+    if found["eos_token"] is None and stops:
+        found["eos_token"] = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json")).id_to_token(stops[0])
+    if found["eos_token"] is None:
+        raise ValueError(f"{directory} names no token that ends a text: expected eos_token in tokenizer_config.json")
+    return found | {"chat_template": chat_template(directory, said.get("chat_template"))}
+
+
+def chat_template(directory: Path, named: object) -> str | None:
+    """The chat template of a directory: a file of its own, or else what tokenizer_config.json has, `named`."""
+    path = directory / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    if isinstance(named, list):  # several, each with a name
+        named = next((one.get("template") for one in named if isinstance(one, dict) and one.get("name") == "default"), None)
+    return named if isinstance(named, str) else None
+
+
 def stop_tokens(directory: str | Path) -> list[int]:
     """The ids at which a model's text ends: from generation_config.json, or else from config.json."""
     for name in ("generation_config.json", "config.json"):
@@ -244,43 +263,6 @@ def stop_tokens(directory: str | Path) -> list[int]:
                 raise ValueError(f"{path} has eos_token_id {shown(ids)}; expected the id of a token, or a list of them")
             return ids
     return []
-
-
-def read_model_config(path: str | Path) -> dict:
-    """Our config dictionary from a Hugging Face config.json; ValueError when it is not a Qwen3 config."""
-    hf = read_object(Path(path))
-    if hf.get("model_type") != "qwen3":
-        raise ValueError(f"{path} describes a {shown(hf.get('model_type'))} model; only 'qwen3' is supported")
-    hf.setdefault("tie_word_embeddings", False)  # `transformers` leaves out what is the default
-    # Older versions of `transformers` have rope_scaling, newer ones rope_parameters, with the base in it.
-    scaling = hf.pop("rope_scaling", None)
-    for rope in (hf.get("rope_parameters"), scaling):
-        if not rope:
-            continue
-        kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
-        if kind != "default":
-            raise ValueError(f"{path} has rope_scaling = {shown(rope)}; only the default is supported")
-        if hf.get("rope_theta") is None:
-            hf["rope_theta"] = rope.get("rope_theta")
-    for key, value in _HF_FIXED.items():
-        if hf.get(key, value) != value:
-            raise ValueError(f"{path} has {key} = {shown(hf[key])}; only {value!r} is supported")
-    missing = [key for key in _HF_CONFIG.values() if hf.get(key) is None]
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}")
-    for key, kind in _HF_KINDS.items():
-        try:
-            kind.check(key, hf[key])
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-    if hf["num_attention_heads"] % hf["num_key_value_heads"] or hf["head_dim"] % 2:
-        raise ValueError(f"{path}: num_attention_heads must be a multiple of num_key_value_heads, and head_dim even")
-    cfg = {ours: hf[theirs] for ours, theirs in _HF_CONFIG.items()}
-    name = hf.get("dtype") or hf.get("torch_dtype") or "float32"
-    cfg["dtype"] = getattr(torch, name, None) if isinstance(name, str) else None
-    if cfg["dtype"] not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(f"{path} asks for weights of type {shown(name)}; expected float32, bfloat16 or float16")
-    return cfg
 
 
 def save_model(model: Qwen3Model, tokenizer: ModelTokenizer, directory: str | Path, card: str = "") -> Path:
@@ -320,18 +302,11 @@ def write_model_files(model: Qwen3Model, tokenizer: ModelTokenizer, directory: P
 
 def write_config_files(model: Qwen3Model, tokenizer: ModelTokenizer, directory: Path) -> None:
     """Write what a Hugging Face model directory holds besides the weights: the configuration and the tokenizer."""
-    cfg = {"tied": True, **model.cfg}
-    config = {theirs: cfg[ours] for ours, theirs in _HF_CONFIG.items()}
-    config |= {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "dtype": str(model.tok_emb.weight.dtype).removeprefix("torch."),
+    config = to_hf_config(model.cfg, model.tok_emb.weight.dtype) | {
         "eos_token_id": _one_or_list(stop_ids(tokenizer)),
         "pad_token_id": tokenizer.pad_token_id,
     }
-    files = {"config.json": _json(config), **tokenizer_files(tokenizer, cfg["context_length"])}
+    files = {"config.json": _json(config), **tokenizer_files(tokenizer, model.cfg["context_length"])}
     for name, content in files.items():
         (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_bytes(content)
