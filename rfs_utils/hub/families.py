@@ -72,7 +72,8 @@ def from_hf_config(hf: dict, path: str | Path) -> dict:
     for key, value in _HF_FIXED.items():
         if hf.get(key, value) != value:
             raise ValueError(f"{path} has {key} = {shown(hf[key])}; only {value!r} is supported")
-    if not set(hf.get("layer_types", [])) <= {"full_attention"}:
+    layers = hf.get("layer_types", [])
+    if not isinstance(layers, list) or any(layer != "full_attention" for layer in layers):
         raise ValueError(f"{path} has layer_types that see a part of the text only; supported is full_attention")
     hf.setdefault("tie_word_embeddings", False)  # `transformers` leaves out what is the default
     missing = [key for key in HF_CONFIG.values() if key not in hf and (kind == "qwen3" or key not in _DERIVED)]

@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from ..kinds import shown
-from ..qwen3 import rope_frequencies
+from ..kinds import TEXT, list_of, shown
+from ..qwen3 import Qwen3Model, rope_frequencies
 from ..tokenizer import SPLIT_PATTERN
-from .families import FAMILIES
+from .families import FAMILIES, from_hf_config
+from .weights import StoredTensor, check_fit, from_hf_names
 
 # Names of llama.cpp and of Hugging Face.
 _NAMES = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
@@ -48,17 +49,16 @@ def write_gguf_model(path: str | Path, directory: Path) -> None:
     path = Path(path)
     fields, tensors = _open(path)
     kind = fields.get("general.architecture")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise ValueError(f"{path} holds a model of the architecture {shown(kind)}; supported are {', '.join(FAMILIES)}")
     types = {tensor.tensor_type.name for tensor in tensors.values()}
     dtype = torch.bfloat16 if "BF16" in types and types <= {"BF16", "F32"} else torch.float32
     config = _config(path, fields, tensors) | {"dtype": str(dtype).removeprefix("torch.")}
     files = _tokenizer_files(path, fields)
     ids = json.loads(files["generation_config.json"])
-    state = {}
-    for name in list(tensors):
-        if name != _ROPE_FACTORS:
-            state[_hf_name(path, name)] = _weight(path, tensors.pop(name), kind, config).to(dtype)
+    tensors.pop(_ROPE_FACTORS, None)
+    _check(path, config, {_hf_name(path, name): tensor for name, tensor in tensors.items()})
+    state = {_hf_name(path, name): _weight(path, tensors[name], kind, config).to(dtype) for name in tensors}
     files |= {"config.json": _json(config | ids), "README.md": _card(path, fields, types)}
     for name, text in files.items():
         (directory / name).write_text(text, encoding="utf-8")
@@ -70,9 +70,8 @@ def _open(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         from gguf import GGUFReader
     except ModuleNotFoundError as error:
-        raise ValueError(
-            f"reading {path.name} needs the package gguf, and {error.name} is missing; install it with: pip install gguf"
-        ) from None
+        instead = "install it with: pip install gguf"
+        raise ValueError(f"reading {path} needs the package gguf, and {error.name} is missing; {instead}") from None
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     if path.stat().st_size < 24 or path.open("rb").read(4) != b"GGUF":
@@ -85,6 +84,16 @@ def _open(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ValueError(f"{path} is damaged or cut short ({error})") from None
 
 
+def _check(path: Path, config: dict, tensors: dict) -> None:
+    """ValueError unless config and shapes, of tensors by Hugging Face's names, are those of a model here."""
+    cfg = from_hf_config(config, path)
+    with torch.device("meta"):
+        model = Qwen3Model(cfg)
+    shapes = {name: tuple(map(int, reversed(tensor.shape))) for name, tensor in tensors.items()}
+    stored = {name: StoredTensor(shape, torch.Tensor) for name, shape in shapes.items()}
+    check_fit(model, from_hf_names(stored), cfg["tied"], path)
+
+
 def _config(path: Path, fields: dict, tensors: dict) -> dict:
     """The content of config.json, without the type of the weights; `hub.families` checks what stands in it."""
     kind = fields["general.architecture"]
@@ -93,23 +102,26 @@ def _config(path: Path, fields: dict, tensors: dict) -> dict:
         raise ValueError(f"{path} has rope scaling of the type {shown(scaling)}; supported are none and Llama 3's")
     if "token_embd.weight" not in tensors:
         raise ValueError(f"{path} has no weights of an embedding; it is no whole model")
-    config = {theirs: fields.get(f"{kind}.{name}") for name, theirs in _CONFIG.items()}
-    config = {name: value for name, value in config.items() if value is not None}
+    said = {theirs: fields.get(f"{kind}.{name}") for name, theirs in _CONFIG.items()}
+    config: dict[str, Any] = {name: value for name, value in said.items() if value is not None}
     config.setdefault("rope_theta", 10_000.0)  # as in llama.cpp
     if config.get("rms_norm_eps"):
         config["rms_norm_eps"] = float(f"{config['rms_norm_eps']:.6g}")  # 1e-5 in single precision
-    if isinstance(config.get("hidden_size"), int) and isinstance(config.get("num_attention_heads"), int):
-        config.setdefault("head_dim", config["hidden_size"] // max(1, config["num_attention_heads"]))
+    size, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    if isinstance(size, int) and isinstance(heads, int) and heads > 0:
+        config.setdefault("head_dim", size // heads)
     rotated = fields.get(f"{kind}.rope.dimension_count")
     if rotated is not None and rotated != config.get("head_dim"):
         raise ValueError(f"{path} rotates {shown(rotated)} dimensions of a head; supported is all of them")
+    if fields.get(f"{kind}.attention.sliding_window"):
+        raise ValueError(f"{path} has attention that sees a part of the text only; supported is full attention")
     if _ROPE_FACTORS in tensors:
         config["rope_scaling"] = _llama3_scaling(path, config, tensors[_ROPE_FACTORS])
     return config | {
         "architectures": [FAMILIES[kind].architecture],
         "model_type": kind,
         "hidden_act": "silu",
-        "vocab_size": int(tensors["token_embd.weight"].shape[-1]),
+        "vocab_size": int(tensors["token_embd.weight"].shape[-1]),  # llama.cpp's order of dimensions is the other one
         "tie_word_embeddings": "output.weight" not in tensors,
     }
 
@@ -184,9 +196,11 @@ def _tokenizer_files(path: Path, fields: dict) -> dict[str, str]:
             f"{path} has a tokenizer of the kind {shown(model)}, {shown(cut)}; "
             f"supported are those of the kind 'gpt2' that cut text as {', '.join(_CUTS)}"
         )
-    if end is None or not 0 <= end < len(tokens):
+    if type(end) is not int or not 0 <= end < len(tokens):
         raise ValueError(f"{path} names no token that ends a text")
     types = types or [1] * len(tokens)
+    if len(types) != len(tokens) or not list_of(TEXT).fits([*tokens, *merges]):
+        raise ValueError(f"the tokenizer in {path} is damaged")
     vocabulary = {token: i for i, token in enumerate(tokens) if types[i] != UNUSED}
     pairs = [tuple(merge.split(" ")) for merge in merges]
     try:
@@ -200,7 +214,7 @@ def _tokenizer_files(path: Path, fields: dict) -> dict[str, str]:
         named = [tokens[i] for i in range(len(tokens)) if types[i] == kind]
         backend.add_tokens([AddedToken(token, special=kind == CONTROL, normalized=False) for token in named])
     ids = {name: fields.get(f"{key}{name}_token_id") for name in ("bos", "eos", "padding")}
-    ids = {name.replace("padding", "pad"): i for name, i in ids.items() if i is not None and 0 <= i < len(tokens)}
+    ids = {name.replace("padding", "pad"): i for name, i in ids.items() if type(i) is int and 0 <= i < len(tokens)}
     backend.post_processor = processors.ByteLevel(trim_offsets=False)
     if fields.get(f"{key}add_bos_token") and "bos" in ids:
         start = tokens[ids["bos"]]
@@ -231,7 +245,8 @@ def _card(path: Path, fields: dict, types: set[str]) -> str:
         if (name := key.removeprefix("general.")) != key and isinstance(value, str) and "\n" not in value
     ]
     how = f"De-quantised from {quantised}" if quantised else "Converted"
-    return f"---\n{''.join(head)}---\n# {path.stem}\n\n{how}, by `rfs import` from {path.name}. The file says:\n\n{''.join(said)}"
+    how += f", by `rfs import` from {path.name}. The file says:"
+    return f"---\n{''.join(head)}---\n# {path.stem}\n\n{how}\n\n{''.join(said)}"
 
 
 def _json(content: dict) -> str:
