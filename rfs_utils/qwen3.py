@@ -1,10 +1,14 @@
 """The Qwen3 architecture from scratch: one short implementation for single, batched and left-padded input.
 
+Three settings of the config make it Qwen2 or Llama: `qk_norm` (Qwen3 alone), `qkv_bias` (Qwen2 alone), and
+`rope_scaling` (Llama 3.1 and later). A config without them is Qwen3's.
+
 Module and config names are those of the printed book, so that its state dicts load. Two things differ on
 purpose: the output head shares the embedding's weights (as Qwen3-0.6B was trained), and the position in the
 sequence lives in the cache, so that one model can serve several caches.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -115,10 +119,26 @@ class FeedForward(nn.Module):
         return self.fc3(F.silu(self.fc1(x)) * self.fc2(x))
 
 
-def rope_tables(head_dim: int, context_length: int, base: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines of the rotary position embedding, each (context_length, head_dim), float32."""
+def rope_frequencies(head_dim: int, base: float, scaling: dict | None = None) -> torch.Tensor:
+    """Angles per position, (head_dim / 2,), of the rotary position embedding; `scaling` is that of Llama 3.1.
+
+    It turns the slow dimensions, which make less than `low_freq_factor` rounds within the context of the
+    pre-training, slower by `factor`, leaves those of more than `high_freq_factor` rounds, and blends between.
+    """
     frequencies = base ** -(torch.arange(0, head_dim, 2).float() / head_dim)
-    angles = torch.outer(torch.arange(context_length).float(), frequencies)
+    if scaling is None:
+        return frequencies
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    rounds = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+    kept = ((rounds - low) / (high - low)).clamp(0, 1)
+    return frequencies * (kept + (1 - kept) / scaling["factor"])
+
+
+def rope_tables(
+    head_dim: int, context_length: int, base: float, scaling: dict | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines of the rotary position embedding, each (context_length, head_dim), float32."""
+    angles = torch.outer(torch.arange(context_length).float(), rope_frequencies(head_dim, base, scaling))
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos(), angles.sin()
 
@@ -130,18 +150,20 @@ def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
 
 
 class GroupedQueryAttention(nn.Module):
-    """Causal attention in which several query heads share one key-value head, with RMSNorm on q and k."""
+    """Causal attention in which several query heads share one key-value head, in Qwen3 with RMSNorm on q and k."""
 
     def __init__(self, cfg: dict, layer: int):
         super().__init__()
-        d, hd, options = cfg["emb_dim"], cfg["head_dim"], {"bias": False, "dtype": cfg["dtype"]}
+        d, hd, options = cfg["emb_dim"], cfg["head_dim"], {"bias": cfg.get("qkv_bias", False), "dtype": cfg["dtype"]}
         self.layer, self.head_dim = layer, hd
         self.W_query = nn.Linear(d, cfg["n_heads"] * hd, **options)
         self.W_key = nn.Linear(d, cfg["n_kv_groups"] * hd, **options)
         self.W_value = nn.Linear(d, cfg["n_kv_groups"] * hd, **options)
-        self.out_proj = nn.Linear(cfg["n_heads"] * hd, d, **options)
-        self.q_norm = RMSNorm(hd, cfg["rms_norm_eps"], cfg["dtype"])
-        self.k_norm = RMSNorm(hd, cfg["rms_norm_eps"], cfg["dtype"])
+        self.out_proj = nn.Linear(cfg["n_heads"] * hd, d, bias=False, dtype=cfg["dtype"])
+        self.qk_norm = cfg.get("qk_norm", True)
+        if self.qk_norm:
+            self.q_norm = RMSNorm(hd, cfg["rms_norm_eps"], cfg["dtype"])
+            self.k_norm = RMSNorm(hd, cfg["rms_norm_eps"], cfg["dtype"])
 
     def forward(self, x, rope, mask, cache):
         batch, tokens, _ = x.shape
@@ -149,9 +171,10 @@ class GroupedQueryAttention(nn.Module):
         def heads(y):  # (batch, tokens, heads * head_dim) -> (batch, heads, tokens, head_dim)
             return y.view(batch, tokens, -1, self.head_dim).transpose(1, 2)
 
-        q = apply_rope(self.q_norm(heads(self.W_query(x))), *rope)
-        k = apply_rope(self.k_norm(heads(self.W_key(x))), *rope)
-        v = heads(self.W_value(x))
+        q, k, v = heads(self.W_query(x)), heads(self.W_key(x)), heads(self.W_value(x))
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = apply_rope(q, *rope), apply_rope(k, *rope)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)
         if tokens == 1:
@@ -177,7 +200,7 @@ class TransformerBlock(nn.Module):
 
 
 class Qwen3Model(nn.Module):
-    """A Qwen3 language model; `cfg` is a dictionary like QWEN3_CONFIG_06B.
+    """A language model of Qwen3's family, or of Qwen2's or Llama's; `cfg` is a dictionary like QWEN3_CONFIG_06B.
 
     With `gradient_checkpointing` set to True, a forward pass that records gradients keeps only the input of every
     block and computes the rest again in the backward pass: less memory, a third more time, the same gradient.
@@ -195,7 +218,7 @@ class Qwen3Model(nn.Module):
         self.final_norm = RMSNorm(cfg["emb_dim"], cfg["rms_norm_eps"], cfg["dtype"])
         if not cfg.get("tied", True):  # the larger Qwen3 models have an output head of their own
             self.out_head = nn.Linear(cfg["emb_dim"], cfg["vocab_size"], bias=False, dtype=cfg["dtype"])
-        cos, sin = rope_tables(cfg["head_dim"], cfg["context_length"], cfg["rope_base"])
+        cos, sin = rope_tables(cfg["head_dim"], cfg["context_length"], cfg["rope_base"], cfg.get("rope_scaling"))
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 

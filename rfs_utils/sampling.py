@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from .qwen3 import KVCache, Qwen3Model
-from .tokenizer import Qwen3Tokenizer, Tokenizer, encode_prompts, stop_ids
+from .tokenizer import HFTokenizer, Tokenizer, encode_prompts, stop_ids
 
 Stops = int | Sequence[int] | None  # one id at which a response ends, several, or none
 
@@ -142,7 +142,7 @@ def generate_text_stream_concat_flex(
 
 @torch.no_grad()
 def avg_logprob_answer(
-    model: Qwen3Model, tokenizer: Qwen3Tokenizer, prompt: str, answer: str, device: torch.device | str = "cpu"
+    model: Qwen3Model, tokenizer: HFTokenizer, prompt: str, answer: str, device: torch.device | str = "cpu"
 ) -> float:
     """Mean log-probability per token of an answer after a prompt; ValueError when either has no token."""
     prompt_ids = encode_prompts(tokenizer, [prompt])[0]

@@ -1,11 +1,16 @@
-"""The Qwen3 tokenizer: byte-level BPE from a `tokenizer.json`, with Qwen3's special tokens and chat template."""
+"""Tokenizers from a `tokenizer.json`: Qwen3's, and any other whose special tokens its directory names."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
 import tokenizers
+from jinja2 import TemplateError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 # In the order of Qwen3's own tokenizer, where they are the ids 151643 to 151668.
 SPECIAL_TOKENS = (
@@ -35,6 +40,7 @@ CHAT_TEMPLATE = (
     "{%- endif %}"
     "{%- endif %}"
 )
+PLACEHOLDER = "a-message"  # where the user's message stands, to see what a template puts around it
 
 
 class Tokenizer(Protocol):
@@ -65,6 +71,10 @@ class ModelTokenizer(Tokenizer, Protocol):
         """The same tokenizer as the `tokenizers` library has it."""
 
 
+class MissingToken(ValueError):
+    """A tokenizer lacks a token that it needs."""
+
+
 @dataclass(frozen=True)
 class Source:
     """The files that came with a tokenizer, by name, and what they say: they are written again where a model goes."""
@@ -74,22 +84,23 @@ class Source:
     eos_token_ids: tuple[int, ...]
 
 
-class Qwen3Tokenizer:
-    """Turns text into token ids and back.
+class HFTokenizer:
+    """Turns text into token ids and back, by any `tokenizer.json` of Hugging Face's format.
 
-    With `apply_chat_template`, `encode` wraps the text as a user's turn in Qwen3's chat format, as the
-    reasoning models expect it; `add_generation_prompt` opens the assistant's turn, and with `add_thinking`
-    off an empty pair of think tags is put there, which asks the model to answer at once.
-    A base model ends its text with <|endoftext|>, a chat model with <|im_end|>: `eos_token_id`. A model directory
-    may name further ids at which a response ends, `more_eos_token_ids`.
+    `eos_token`, a token or its id, ends a text; `pad_token`, the same unless it is given, fills rows of a batch.
+    With `apply_chat_template`, `encode` wraps the text as a user's turn as the Jinja text `chat_template` says, and
+    `add_generation_prompt` opens the assistant's turn. A model directory may name further ids at which a response
+    ends, `more_eos_token_ids`.
     """
 
     def __init__(
         self,
-        tokenizer_file_path: str | Path = "tokenizer.json",
+        tokenizer_file_path: str | Path,
+        eos_token: str | int,
+        pad_token: str | int | None = None,
+        chat_template: str | None = None,
         apply_chat_template: bool = False,
         add_generation_prompt: bool = True,
-        add_thinking: bool = True,
     ):
         path = Path(tokenizer_file_path)
         if not path.is_file():
@@ -99,29 +110,32 @@ class Qwen3Tokenizer:
         except Exception as error:  # the library raises plain Exception for any malformed file
             raise ValueError(f"{path} is not a valid tokenizer.json: {error}") from None
         self.path = path
+        self.eos_token, self.eos_token_id = self._special(eos_token)
+        self.pad_token_id = self.eos_token_id if pad_token is None else self._special(pad_token)[1]
+        self.chat_template = chat_template
         self.add_generation_prompt = add_generation_prompt
-        self.add_thinking = add_thinking
-        self.pad_token_id = self._special_id("<|endoftext|>")
         self.more_eos_token_ids: tuple[int, ...] = ()
         self.source: Source | None = None  # where `models.load_tokenizer` has read a model directory's own files
         self.set_chat(apply_chat_template)
 
     def set_chat(self, apply_chat_template: bool) -> None:
-        """Switch the chat format on or off, and with it the token that ends a text."""
+        """Switch the chat format on or off; ValueError where there is none."""
+        if apply_chat_template and self.chat_template is None:
+            raise ValueError(f"the directory of {self.path} has no chat template; its model reads plain text")
         self.apply_chat_template = apply_chat_template
-        self.eos_token = "<|im_end|>" if apply_chat_template else "<|endoftext|>"
-        self.eos_token_id = self._special_id(self.eos_token)
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """All ids at which a response ends, the main one first."""
         return (self.eos_token_id, *(i for i in self.more_eos_token_ids if i != self.eos_token_id))
 
-    def _special_id(self, token: str) -> int:
-        token_id = self.backend.token_to_id(token)
-        if token_id is None:
-            raise ValueError(f"{self.path} has no token {token}; a Qwen3 tokenizer is expected")
-        return token_id
+    def _special(self, token: str | int) -> tuple[str, int]:
+        """A special token and its id, of which one is given."""
+        text = self.backend.id_to_token(token) if isinstance(token, int) else token
+        token_id = token if isinstance(token, int) else self.backend.token_to_id(token)
+        if text is None or token_id is None:
+            raise MissingToken(f"{self.path} has no token {token}")
+        return text, token_id
 
     @property
     def vocab_size(self) -> int:
@@ -138,11 +152,19 @@ class Qwen3Tokenizer:
         return self.backend.encode(prompt, add_special_tokens=False).ids
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """Token ids of a prompt, whose text has no power: the only special tokens are those of the chat format."""
+        """Token ids of a prompt, whose text has no power: the only special tokens are those of the format.
+
+        That is the chat format, or what a text begins with in the model's training, as Llama's with <|begin_of_text|>.
+        """
         if not self.apply_chat_template:
-            return self._encode_text(prompt)
+            return self._opening_ids() + self._encode_text(prompt)
         opening, turn, closing = self._chat_parts(prompt)
         return self.encode(opening, False) + self._encode_text(turn) + self.encode(closing, False)
+
+    def _opening_ids(self) -> list[int]:
+        """The special tokens that `tokenizer.json` puts before a text."""
+        marked = self.backend.encode("0")
+        return [i for i, special in zip(marked.ids, marked.special_tokens_mask, strict=True) if special]
 
     def _encode_text(self, text: str) -> list[int]:
         """Token ids without special tokens, those of the vocabulary's letters in place of "<|im_end|>" and its like."""
@@ -160,17 +182,81 @@ class Qwen3Tokenizer:
         return self.backend.decode(list(token_ids), skip_special_tokens=False)
 
     def wrap_chat(self, user_message: str) -> str:
-        """One user's turn in Qwen3's chat format."""
+        """One user's turn in the chat format."""
         return "".join(self._chat_parts(user_message))
 
     def _chat_parts(self, user_message: str) -> tuple[str, str, str]:
-        """What opens a user's turn, the turn, and what closes it and opens the answer."""
+        """What opens a user's turn, the turn, and what closes it and opens the answer.
+
+        The turn begins behind the special token before the message and ends at the one behind it, because words
+        between them and the message become tokens together with it.
+        """
+        before, found, after = self._render(PLACEHOLDER).partition(PLACEHOLDER)
+        text = self._render(user_message)
+        if not found or len(text) < len(before + after) or not (text.startswith(before) and text.endswith(after)):
+            raise ValueError(f"the chat template beside {self.path} does not write a user's message as it is")
+        names = [token.content for token in self.backend.get_added_tokens_decoder().values()]
+        start = max([before.rfind(name) + len(name) for name in names if name in before], default=0)
+        behind = min([after.find(name) for name in names if name in after], default=len(after))
+        end = len(text) - len(after) + behind
+        return text[:start], text[start:end], text[end:]
+
+    def _render(self, user_message: str) -> str:
+        return render_chat(
+            self.chat_template or "",
+            messages=[{"role": "user", "content": user_message}],
+            add_generation_prompt=self.add_generation_prompt,
+            eos_token=self.eos_token,
+            bos_token="".join(filter(None, map(self.backend.id_to_token, self._opening_ids()))),
+        )
+
+
+class Qwen3Tokenizer(HFTokenizer):
+    """Qwen3's tokenizer, whose special tokens and chat format are known without its directory's other files.
+
+    A base model ends its text with <|endoftext|>, a chat model with <|im_end|>: `eos_token`. With `add_thinking`
+    off, an empty pair of think tags stands at the beginning of the answer, which asks the model to answer at once.
+    """
+
+    def __init__(
+        self,
+        tokenizer_file_path: str | Path = "tokenizer.json",
+        apply_chat_template: bool = False,
+        add_generation_prompt: bool = True,
+        add_thinking: bool = True,
+    ):
+        self.add_thinking = add_thinking
+        options = (CHAT_TEMPLATE, apply_chat_template, add_generation_prompt)
+        super().__init__(tokenizer_file_path, "<|endoftext|>", "<|endoftext|>", *options)
+        self._special("<|im_end|>")  # which the chat format needs, whether it is on or not
+
+    def set_chat(self, apply_chat_template: bool) -> None:
+        """Switch the chat format on or off, and with it the token that ends a text."""
+        self.apply_chat_template = apply_chat_template
+        self.eos_token, self.eos_token_id = self._special("<|im_end|>" if apply_chat_template else "<|endoftext|>")
+
+    def _chat_parts(self, user_message: str) -> tuple[str, str, str]:
         closing = "<|im_end|>\n"
         if self.add_generation_prompt:
             closing += "<|im_start|>assistant\n"
             if not self.add_thinking:
                 closing += "<think>\n\n</think>\n\n"
         return "<|im_start|>", f"user\n{user_message}", closing
+
+
+def render_chat(template: str, **values) -> str:
+    """A chat template's text, by Jinja set up as in `transformers`; ValueError when the template is wrong."""
+
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+    try:
+        return environment.from_string(template).render(**values)
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        raise ValueError(f"the chat template cannot be used: {error}") from None
 
 
 def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -247,5 +247,5 @@ def test_other_rotary_embeddings_are_refused(rope, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     for key in ("rope_scaling", "rope_parameters"):
         (folder / "config.json").write_text(json.dumps(config | {key: rope}))
-        with pytest.raises(ValueError, match="rope_scaling = .*; only the default is supported"):
+        with pytest.raises(ValueError, match="rope_scaling = .*; supported are the default and llama3"):
             read_model_config(folder / "config.json")

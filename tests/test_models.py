@@ -68,7 +68,7 @@ def test_saved_model_loads_with_equal_logits_here_and_in_transformers(tmp_path, 
     directory = save_model(model, make_tokenizer(), tmp_path / "model")
     loaded, tokenizer = load_model_and_tokenizer(directory, "cpu")
     assert same_logits(loaded, model) and not loaded.training
-    assert loaded.cfg == model.cfg | {"tied": tied}
+    assert loaded.cfg == model.cfg | {"tied": tied, "qk_norm": True, "qkv_bias": False, "rope_scaling": None}
     assert all(p.requires_grad and not p.is_meta for p in loaded.parameters())
     assert tokenizer.encode("Tom has 7 coins.") == make_tokenizer().encode("Tom has 7 coins.")
     torch.testing.assert_close(peer_logits(directory, model), logits(model), rtol=1e-5, atol=1e-5)
@@ -130,7 +130,8 @@ def test_loading_holds_one_copy_of_the_weights(tmp_path):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"model_type": "llama"}, "only 'qwen3'"),
+        ({"model_type": "mistral"}, "supported are qwen3, qwen2, llama"),
+        ({"model_type": "llama"}, "does not fit"),
         ({"hidden_size": ...}, "lacks hidden_size"),
         ({"attention_bias": True}, "attention_bias"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling"),
@@ -316,7 +317,7 @@ def test_names_of_the_registry_and_of_the_book(monkeypatch, tmp_path):
     model_directory("base", local_dir=tmp_path / "downloads")
     assert asked[-1] == ("Qwen/Qwen3-0.6B-Base", tmp_path / "downloads")
     assert model_directory("tiny-base") == models.WEIGHTS_DIR / "tiny-base"
-    with pytest.raises(ValueError, match="tiny-base, tiny-reasoning, qwen3-0.6b-base, qwen3-0.6b, or the path"):
+    with pytest.raises(ValueError, match="tiny-base, tiny-reasoning, qwen3-0.6b-base, qwen3-0.6b, .*, or the path"):
         model_directory("qwen4")
 
 

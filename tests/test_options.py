@@ -19,6 +19,7 @@ WORDS = {  # what makes each command work
     "compare": [*SETTINGS, "--methods", "grpo", "--seeds", "1"], "pretrain": ["--steps", "1"],
     "eval": ["--limit", "1", "--max-new-tokens", "2"], "plot": ["run"], "samples": ["run"],
     "download": ["grpo-no_kl"], "export": ["run", "--to", "exported"],
+    "import": ["some.gguf", "--to", "imported"],
 }  # fmt: skip
 ROW = dict.fromkeys(compare.COLUMNS[2:], 1)
 

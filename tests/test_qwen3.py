@@ -4,7 +4,8 @@ import pytest
 import torch
 from small import make_model
 
-from rfs_utils.models import _HF_CONFIG, to_hf_names
+from rfs_utils.hub.families import HF_CONFIG
+from rfs_utils.hub.weights import to_hf_names
 from rfs_utils.qwen3 import QWEN3_CONFIG_06B, QWEN3_CONFIG_TINY, KVCache, apply_rope, rope_tables
 
 
@@ -13,7 +14,7 @@ def reference(model):
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     cfg = {"tied": True, **model.cfg}
-    config = {theirs: cfg[ours] for ours, theirs in _HF_CONFIG.items() if ours != "rope_base"}
+    config = {theirs: cfg[ours] for ours, theirs in HF_CONFIG.items() if ours != "rope_base"}
     config["rope_parameters"] = {"rope_type": "default", "rope_theta": cfg["rope_base"]}
     twin = Qwen3ForCausalLM(Qwen3Config(**config, attention_bias=False)).eval()
     missing, unexpected = twin.load_state_dict(to_hf_names(model.state_dict()), strict=False)

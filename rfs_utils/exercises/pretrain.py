@@ -25,7 +25,7 @@ from ..evaluate import evaluate_model
 from ..grading import extract_final_candidate
 from ..models import save_model
 from ..qwen3 import QWEN3_CONFIG_TINY, Qwen3Model
-from ..tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Qwen3Tokenizer
+from ..tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, HFTokenizer, Qwen3Tokenizer
 
 # %% ../../exercises/pretraining.ipynb #45e9d32c
 def train_tokenizer(path: str | Path, num_problems: int = 4000) -> Qwen3Tokenizer:
@@ -131,7 +131,7 @@ def next_token_loss(model: Qwen3Model, ids: torch.Tensor, is_response: torch.Ten
     return F.cross_entropy(model.logits(hidden), ids[:, 1:][predicts], reduction="none")
 
 # %% ../../exercises/pretraining.ipynb #efb67bee
-def fit(model: Qwen3Model, tokenizer: Qwen3Tokenizer, recipe: PretrainRecipe, source: Callable = documents) -> list[float]:
+def fit(model: Qwen3Model, tokenizer: HFTokenizer, recipe: PretrainRecipe, source: Callable = documents) -> list[float]:
     """Train a model in place by a recipe on a source of documents; returns the loss of every step."""
     rng = random.Random(recipe.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.1)

@@ -136,26 +136,14 @@ def download_model(repo_id: str, cache_dir: str | Path | None = None, retries: i
     After a download every file is compared with the hub's checksum; one that differs is removed and fetched once more.
     Raises ValueError when the model cannot be had whole.
     """
-    from huggingface_hub import snapshot_download  # not at the top: it takes a while, and tiny models need no hub
-
-    def fetch(local_files_only: bool) -> Path:
-        found = snapshot_download(
-            repo_id, cache_dir=cache_dir, allow_patterns=list(MODEL_FILES), local_files_only=local_files_only
-        )
-        return Path(str(found))
-
     instead = (
         "copy the model's files from another machine into a folder and give that folder's path as the model, "
         "or set HF_HUB_CACHE to a cache that has them"
     )
-    try:
-        folder = fetch(local_files_only=True)
-        if is_complete(folder):
-            return folder
-    except OSError:  # not in the cache, or not all of it
-        pass
+    if cached := cached_model(repo_id, cache_dir):
+        return cached
     for _ in range(2):
-        folder = from_hub(lambda: fetch(local_files_only=False), repo_id, instead, retries, wait)
+        folder = from_hub(lambda: snapshot(repo_id, cache_dir, False), repo_id, instead, retries, wait)
         if not is_complete(folder):
             raise ValueError(f"could not download {repo_id} whole: files are missing in {folder}; try again later")
         check = partial(remove_damaged, repo_id, revision=folder.name, cache_dir=cache_dir)
@@ -166,6 +154,31 @@ def download_model(repo_id: str, cache_dir: str | Path | None = None, retries: i
         f"{', '.join(damaged)} of {repo_id} arrived with a wrong checksum twice; "
         "the damaged files were removed, try again later"
     )
+
+
+def snapshot(repo_id: str, cache_dir: str | Path | None, only_cached: bool) -> Path:
+    """The directory of a hub model's files, as far as the cache has them or they can be fetched; OSError otherwise."""
+    from huggingface_hub import snapshot_download  # not at the top: it takes a while, and tiny models need no hub
+
+    patterns = list(MODEL_FILES)
+    found = snapshot_download(repo_id, cache_dir=cache_dir, allow_patterns=patterns, local_files_only=only_cached)
+    return Path(str(found))
+
+
+def cached_model(repo_id: str, cache_dir: str | Path | None = None) -> Path | None:
+    """The directory of a hub model that is whole in the cache, or None."""
+    try:
+        folder = snapshot(repo_id, cache_dir, True)
+    except OSError:  # not in the cache, or not all of it
+        return None
+    return folder if is_complete(folder) else None
+
+
+def hub_cache() -> Path:
+    """The folder for downloads that all Hugging Face libraries share."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
 
 
 def remove_damaged(repo_id: str, **where) -> list[str]:

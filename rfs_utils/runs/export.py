@@ -3,18 +3,19 @@
 from pathlib import Path
 
 from ..data import render_prompt
+from ..hub.families import to_hf_config
 from ..hub.weights import load_weights
 from ..models import check_new, load_model_and_tokenizer, own_model, save_model
 from ..qwen3 import Qwen3Model
-from ..tokenizer import Qwen3Tokenizer, stop_ids
+from ..tokenizer import ModelTokenizer, stop_ids
 
 EXPORT_CARD = """---
 library_name: transformers
-tags: [qwen3, reinforcement-learning]
+tags: [{family}, reinforcement-learning]
 ---
 # {name}
 
-A Qwen3 model of {weights:,} weights, written by `rfs export` from `{source}`.
+A language model of {weights:,} weights and the architecture of {title}, written by `rfs export` from `{source}`.
 
 ## How to ask it
 
@@ -36,7 +37,7 @@ model = AutoModelForCausalLM.from_pretrained(folder)
 
 problem = "Tom has 7 coins. In May he finds 5 more. In June he loses 3. How many coins does Tom have now?"
 prompt = {before!r} + problem + {after!r}
-{chat}inputs = tokenizer(prompt, return_tensors="pt")
+{chat}inputs = tokenizer(prompt, return_tensors="pt"{whole})
 output = model.generate(**inputs, do_sample=False, max_new_tokens={max_new_tokens})
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :]))
 ```
@@ -48,10 +49,11 @@ prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_
 """
 
 
-def export_card(name: str, source: str, model: Qwen3Model, tokenizer: Qwen3Tokenizer) -> str:
+def export_card(name: str, source: str, model: Qwen3Model, tokenizer: ModelTokenizer) -> str:
     """The text of a model card; its program prints the model's greedy answer to a problem."""
     before, after = render_prompt("PROBLEM").split("PROBLEM")
     chat = tokenizer.apply_chat_template
+    family = to_hf_config(model.cfg, model.tok_emb.weight.dtype)["model_type"]
     return EXPORT_CARD.format(
         name=name,
         source=source,
@@ -62,6 +64,9 @@ def export_card(name: str, source: str, model: Qwen3Model, tokenizer: Qwen3Token
         before=before,
         after=after,
         chat=CHAT_LINES if chat else "",
+        whole=", add_special_tokens=False" if chat else "",  # the template has written them
+        family=family,
+        title=family.capitalize(),
         max_new_tokens=min(2048, model.cfg["context_length"] // 2),
     )
 
