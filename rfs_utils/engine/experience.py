@@ -6,12 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from ..ch06 import Rollouts
-from ..ch07 import (
-    Method,
-    combine_rewards,
-    rewards_differ,
-    soft_overlong_penalty,
-)
+from ..ch07 import Method, combine_rewards, rewards_differ, soft_overlong_penalty
 from ..data import render_prompt
 from ..qwen3 import Qwen3Model
 from ..sampling import has_ended

@@ -26,35 +26,13 @@ from safetensors.torch import load_file, save_file
 
 from ..engine import parallel, sharding
 from ..engine.lora import adapted, get_adapter, set_adapter
-from ..files import (
-    check_fields,
-    parse_json,
-    read_fields,
-    write_json,
-    write_text,
-)
+from ..files import check_fields, parse_json, read_fields, write_json, write_text
 from ..files.folders import others, replace_folder, restore
-from ..files.kinds import (
-    ANY_NUMBER,
-    OBJECT,
-    TEXT,
-    Kind,
-    list_of,
-    number,
-    optional,
-    record,
-    table_of,
-    whole,
-)
+from ..files.kinds import ANY_NUMBER, OBJECT, TEXT, Kind, list_of, number, optional, record, table_of, whole
 from ..hub.adapters import ADAPTER_FILES, read_adapter, write_adapter
 from ..hub.weights import load_weights
 from ..memory_errors import is_out_of_memory
-from ..models import (
-    LICENCES,
-    OWN_FILES,
-    write_config_files,
-    write_model_files,
-)
+from ..models import LICENCES, OWN_FILES, write_config_files, write_model_files
 from ..plots import read_metrics
 from ..qwen3 import Qwen3Model
 from ..tokenizer import ModelTokenizer

@@ -16,20 +16,11 @@ from tqdm import tqdm
 
 from ..ch06 import append_csv_metrics
 from ..engine import parallel
-from ..engine.config import (
-    MAY_CHANGE,
-    TrainConfig,
-    check_unchanged,
-    format_config,
-    read_config,
-)
+from ..engine.config import MAY_CHANGE, TrainConfig, check_unchanged, format_config, read_config
 from ..engine.learner import Learner, training_problems
 from ..engine.lora import without_adapters
 from ..engine.sharding import gathered
-from ..evaluate import (
-    check_room,
-    level_name,
-)
+from ..evaluate import check_room, level_name
 from ..files import read_fields, write_json, write_text
 from ..memory_errors import is_out_of_memory
 from ..models import get_device, load_model_and_tokenizer, save_model
@@ -439,5 +430,3 @@ def format_report(before: dict, after: dict, num_problems: int, examples: list[d
             f"  after:  {example['after'].strip()!r}",
         ]
     return "\n".join(lines)
-
-
