@@ -15,14 +15,14 @@ from tqdm import tqdm
 
 from . import kinds
 from .ch06 import reward_rlvr, sample_batch
-from .data import render_prompt
+from .data import PROMPTS, render_prompt
 from .files import parse_json
 from .grading import extract_final_candidate, grade_answer
 from .memory_errors import is_out_of_memory
 from .qwen3 import Qwen3Model
-from .sampling import check_sampling, has_ended
+from .sampling import Stops, check_sampling, has_ended
 from .statistics import pass_at_k, wilson_interval
-from .tokenizer import ModelTokenizer, Tokenizer, encode_prompts, stop_ids
+from .tokenizer import ModelTokenizer, Tokenizer, encode_prompts, stop_ids, stops
 
 _SCALAR = kinds.Kind("a text or a number", lambda value: not isinstance(value, (list, dict)))
 RECORD = kinds.record(  # of an answers file, a line after the first
@@ -121,7 +121,7 @@ def answer_batches(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     temperature = temperature or 0.0
-    prompts = [render_prompt(problem["problem"]) for problem in problems]
+    prompts = [render_prompt(problem["problem"], tokenizer) for problem in problems]
     widths = [len(ids) for ids in encode_prompts(tokenizer, prompts)]
     order = sorted(range(len(prompts)), key=widths.__getitem__)
     at_once = min(num_samples, batch_size)  # samples of one problem in a batch
@@ -140,11 +140,11 @@ def answer_batches(
                 model, tokenizer, [prompts[i] for i in rows], device, len(samples), max_new_tokens, temperature, top_p
             )
             answers = [(i, sample) for i in rows for sample in samples]
-            graded = _grade(answers, rollouts, problems, stop_ids(tokenizer))
+            graded = _grade(answers, rollouts, problems, stops(tokenizer))
             yield {answer: record for answer, record in graded.items() if answer not in done}
 
 
-def _grade(answers: list[Answer], rollouts, problems: Sequence[dict], stops: tuple[int, ...]) -> dict[Answer, dict]:
+def _grade(answers: list[Answer], rollouts, problems: Sequence[dict], stops: Stops) -> dict[Answer, dict]:
     graded = {}
     lengths = rollouts.lengths.tolist()
     ended = has_ended(rollouts.tokens, rollouts.lengths, stops).tolist()
@@ -252,7 +252,8 @@ def check_room(
 
 def longest_prompt(tokenizer: Tokenizer, problems: Sequence[dict]) -> int:
     """Tokens of the longest prompt."""
-    return max(map(len, encode_prompts(tokenizer, [render_prompt(problem["problem"]) for problem in problems])))
+    prompts = [render_prompt(problem["problem"], tokenizer) for problem in problems]
+    return max(map(len, encode_prompts(tokenizer, prompts)))
 
 
 def problem_keys(problems: Sequence[dict]) -> list[str]:
@@ -264,13 +265,15 @@ def problem_keys(problems: Sequence[dict]) -> list[str]:
 def _settings(model, tokenizer, problems, max_new_tokens, temperature, top_p, num_samples, seed) -> dict:
     """What decides the answers; the number of problems does not, nor, for greedy ones, the batch size."""
     content = json.dumps([[p["problem"], p["answer"]] for p in problems], ensure_ascii=False)
-    stops = stop_ids(tokenizer)
+    ids, prompt, stop = stop_ids(tokenizer), render_prompt("{problem}", tokenizer), getattr(tokenizer, "stop", None)
     sampling = {"top_p": top_p, "samples": num_samples, "seed": seed} if temperature > 0 else {}
     return {
         "weights": weights_fingerprint(model),
         "problems": sha256(content.encode()).hexdigest()[:12],
         "chat_format": tokenizer.apply_chat_template,
-        **({"stop_ids": list(stops)} if len(stops) > 1 else {}),
+        **({"stop_ids": list(ids)} if len(ids) > 1 else {}),
+        **({"prompt": prompt} if prompt != PROMPTS["default"] else {}),
+        **({"stop": stop} if stop else {}),
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         **sampling,

@@ -1,11 +1,13 @@
 """The Qwen3 tokenizer: byte-level BPE from a `tokenizer.json`, with Qwen3's special tokens and chat template."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import tokenizers
+
+from .kinds import shown
 
 # In the order of Qwen3's own tokenizer, where they are the ids 151643 to 151668.
 SPECIAL_TOKENS = (
@@ -81,7 +83,8 @@ class Qwen3Tokenizer:
     reasoning models expect it; `add_generation_prompt` opens the assistant's turn, and with `add_thinking`
     off an empty pair of think tags is put there, which asks the model to answer at once.
     A base model ends its text with <|endoftext|>, a chat model with <|im_end|>: `eos_token_id`. A model directory
-    may name further ids at which a response ends, `more_eos_token_ids`.
+    may name further ids at which a response ends, `more_eos_token_ids`. How problems are put to the model, `prompt`,
+    and the text that ends its answers, `stop`, are what `set_prompt` has set, if anything.
     """
 
     def __init__(
@@ -103,6 +106,8 @@ class Qwen3Tokenizer:
         self.add_thinking = add_thinking
         self.pad_token_id = self._special_id("<|endoftext|>")
         self.more_eos_token_ids: tuple[int, ...] = ()
+        self.prompt: str | None = None
+        self.stop: str | None = None
         self.source: Source | None = None  # where `models.load_tokenizer` has read a model directory's own files
         self.set_chat(apply_chat_template)
 
@@ -178,10 +183,47 @@ def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     return getattr(tokenizer, "eos_token_ids", None) or (tokenizer.eos_token_id,)
 
 
+@dataclass(frozen=True)
+class StopText:
+    """A response ends at one of the ids, or with the first token at which its text contains `text`."""
+
+    text: str
+    ids: tuple[int, ...]
+    decode: Callable[[list[int]], str]
+
+    def ends(self, token_ids: list[int]) -> bool:
+        """Whether the last token of a response ends it."""
+        # A token holds a byte or more; one more token, since some decoders strip the blank of the first.
+        tail = token_ids[-len(self.text.encode()) - 1 :]
+        return token_ids[-1] in self.ids or self.text in self.decode(tail)
+
+
+def stops(tokenizer: Tokenizer) -> tuple[int, ...] | StopText:
+    """What ends a response: `stop_ids`, and the text `stop` where the tokenizer has one."""
+    text = getattr(tokenizer, "stop", None)
+    return StopText(text, stop_ids(tokenizer), tokenizer.decode) if text else stop_ids(tokenizer)
+
+
+def set_prompt(tokenizer: Tokenizer, prompt: str | None = None, stop: str | None = None) -> None:
+    """Have problems put as in `prompt`, with {problem} in it, and answers ended by the text `stop`, or as by default.
+
+    ValueError for a stop text that no answer can contain.
+    """
+    if stop is not None:
+        ids = tokenizer.encode(stop, **({"chat_wrapped": False} if hasattr(tokenizer, "apply_chat_template") else {}))
+        if not stop or "\ufffd" in stop or stop not in tokenizer.decode(ids):
+            raise ValueError(f"no answer can contain the stop text {shown(stop)}: the tokenizer has no tokens for it")
+    tokenizer.prompt, tokenizer.stop = prompt, stop  # type: ignore[attr-defined]  # simple tokenizers get them, too
+
+
 def response_text(tokenizer: Tokenizer, token_ids: list[int]) -> str:
-    """The text of a response, as rewards read it: without the token that ends it, unless a tokenizer `shows_end`."""
+    """The text of a response, as rewards read it: without the token that ends it, unless a tokenizer `shows_end`.
+
+    It goes up to the tokenizer's stop text, whatever the last token holds besides.
+    """
     hidden = bool(token_ids) and token_ids[-1] in stop_ids(tokenizer) and not getattr(tokenizer, "shows_end", False)
-    return tokenizer.decode(token_ids[:-1] if hidden else token_ids)
+    text, stop = tokenizer.decode(token_ids[:-1] if hidden else token_ids), getattr(tokenizer, "stop", None)
+    return text.partition(stop)[0] if stop else text
 
 
 def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
