@@ -220,6 +220,8 @@ def generate_stories(num_problems: int, split: str = "train", events: int = 1, s
         forms = [rng.choice(GAINS if event[0] == "+" else LOSSES) for event in story.events]
         told = [f"{form.format(who=name, n=event[1:])}." for form, event in zip(forms, story.events, strict=True)]
         text = " ".join([f"{name} has {story.start} {item}.", *told, f"How many {item} does {name} have now?"])
+        if text in problems:
+            continue
         problems[text] = {
             "problem": text,
             "answer": story.answer(),

@@ -210,9 +210,8 @@ def set_prompt(tokenizer: Tokenizer, prompt: str | None = None, stop: str | None
     ValueError for a stop text that no answer can contain.
     """
     if stop is not None:
-        ids = tokenizer.encode(stop, **({"chat_wrapped": False} if hasattr(tokenizer, "apply_chat_template") else {}))
-        if not stop or "\ufffd" in stop or stop not in tokenizer.decode(ids):
-            raise ValueError(f"no answer can contain the stop text {shown(stop)}: the tokenizer has no tokens for it")
+        if not stop or "\ufffd" in stop or stop not in tokenizer.decode(tokenizer.encode(stop)):
+            raise ValueError(f"no answer can come to the stop text {shown(stop)}: the tokenizer does not write it")
     tokenizer.prompt, tokenizer.stop = prompt, stop  # type: ignore[attr-defined]  # simple tokenizers get them, too
 
 
