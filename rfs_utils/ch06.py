@@ -23,9 +23,9 @@ from .data import render_prompt
 from .decode import decoder
 from .grading import extract_final_candidate, grade_answer
 from .qwen3 import KVCache, Qwen3Model
-from .sampling import Stops, check_group, check_sampling, choose_token, is_end, top_p_filter
+from .sampling import Stops, check_group, check_sampling, choose_token, ends, top_p_filter
 from .shapes import check_shapes
-from .tokenizer import Tokenizer, encode_prompts, response_text, stop_ids
+from .tokenizer import Tokenizer, encode_prompts, response_text, stops
 
 # %% ../ch06/ch06.ipynb #dcd86eea
 def sample_tokens(
@@ -42,8 +42,8 @@ def sample_tokens(
 
     `logits`, (rows, vocab_size), predict the first new token. Returns the tokens and their log-probabilities as
     sampled, both (rows, longest response) with zeros after a row's end, and the lengths, (rows,), which count the
-    end-of-sequence token; `eos_token_id` can be several. `uniform`, (rows, max_new_tokens), decides the draws.
-    Defined in ch06, 6.5.
+    end-of-sequence token; `eos_token_id` can be several, or a `StopText`. `uniform`, (rows, max_new_tokens),
+    decides the draws. Defined in ch06, 6.5.
     """
     rows, device = logits.shape[0], logits.device
     if uniform is None:
@@ -56,7 +56,7 @@ def sample_tokens(
         for t in range(max_new_tokens):
             new, logps[active, t] = choose_token(logits, temperature, top_p, uniform[active, t])
             tokens[active, t] = new
-            ended = is_end(new, eos_token_id)
+            ended = ends(tokens[active, : t + 1], eos_token_id)
             if ended.any():
                 lengths[active[ended]] = t + 1
                 active, new = active[~ended], new[~ended]
@@ -113,7 +113,7 @@ def sample_batch(
     cache.repeat(num_rollouts)
     tokens, logps, lengths = sample_tokens(
         decoder(model), logits.repeat_interleave(num_rollouts, dim=0), cache,
-        max_new_tokens, stop_ids(tokenizer), temperature, top_p, uniform,
+        max_new_tokens, stops(tokenizer), temperature, top_p, uniform,
     )  # fmt: skip
     return Rollouts(
         prompt_ids=prompt_ids.repeat_interleave(num_rollouts, dim=0),
@@ -252,7 +252,7 @@ def compute_grpo_loss(
     """
     check_group(num_rollouts, temperature)
     # Stage 1: generate rollouts
-    prompt = render_prompt(example["problem"])
+    prompt = render_prompt(example["problem"], tokenizer)
     rollouts = sample_batch(model, tokenizer, [prompt], device, num_rollouts, max_new_tokens, temperature, top_p)
     # Stage 2: compute rewards
     rewards = [reward_rlvr(text, example["answer"]) for text in rollouts.texts]

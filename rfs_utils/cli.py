@@ -5,6 +5,7 @@ Functions import what they need: torch takes seconds, and `rfs --help` should no
 
 import argparse
 import os
+import re
 import signal
 import sys
 import textwrap
@@ -50,6 +51,25 @@ def add_train(parser) -> None:
     parser.set_defaults(run=run_train)
 
 
+VALUES = {"prompt": "NAME|FILE", "stop": "TEXT"}
+
+
+def unescaped(text: str) -> str:
+    """A text with \\n, \\t and \\\\ read as a line break, a tab and a backslash, which are hard to type in a shell."""
+    letters = {r"\n": "\n", r"\t": "\t", "\\\\": "\\"}
+    return re.sub(r"\\[nt\\]", lambda found: letters[found[0]], text)
+
+
+def add_prompt(parser) -> None:
+    """The two options that say how a model is asked, for commands without the other settings of a run."""
+    from .engine.config import TrainConfig
+
+    for field in fields(TrainConfig):
+        if field.name in VALUES:
+            kind = unescaped if field.name == "stop" else str
+            parser.add_argument(flag(field.name), type=kind, metavar=VALUES[field.name], help=field.metadata["help"])
+
+
 def flag(name: str) -> str:
     """A setting on the command line: --num-rollouts for num_rollouts."""
     return f"--{name.replace('_', '-')}"
@@ -89,8 +109,9 @@ def add_settings(parser, without: Collection[str] = ()) -> None:
             text += f" (default: {field.default})"
         elif field.name in of_method:
             text += " (default: the method's own)"
-        value = {int: "N", float: "X", str: field.name.split("_")[-1].upper()}[kind]
-        parser.add_argument(flag(field.name), type=kind, metavar=value, default=argparse.SUPPRESS, help=text)
+        value = {int: "N", float: "X", str: VALUES.get(field.name, field.name.split("_")[-1].upper())}[kind]
+        read = unescaped if field.name == "stop" else kind
+        parser.add_argument(flag(field.name), type=read, metavar=value, default=argparse.SUPPRESS, help=text)
 
 
 def given_settings(args) -> dict:
@@ -174,7 +195,13 @@ def add_eval(parser) -> None:
         "model directory", "tiny-base",
     )  # fmt: skip
     option("--checkpoint", "FILE", "weights to load into that model: a .safetensors or .pth file")
-    option("--data", "DATA", "tiny (the default), math500, math-train, or a JSON or JSON-lines file", "tiny")
+    add_prompt(parser)
+    option(
+        "--data",
+        "DATA",
+        "tiny (the default), stories-1, stories-2, math500, math-train, or a JSON or JSON-lines file",
+        "tiny",
+    )
     add_number(parser, "--limit", whole(1, 10**6), "only the first N problems (default: all; 500 of tiny)")
     add_number(parser, "--batch-size", whole(1, 10**5), "responses generated at once (default: %(default)s)", 16)
     tokens_help = "longest answer, in tokens (default: 2048, if the model can)"
@@ -195,17 +222,20 @@ def add_eval(parser) -> None:
 
 def run_eval(args) -> None:
     """`rfs eval`: answers go to a file, figures to the screen."""
-    from .data import problem_set
+    from .data import ask_as, load_prompt, problem_set
     from .engine.packing import packed
     from .evaluate import format_evaluation
-    from .models import get_device, load_model_and_tokenizer, load_weights
+    from .models import get_device, load_model_and_tokenizer, load_weights, read_prompt
     from .runs.answers import evaluate_to_file
 
+    prompt = args.prompt and load_prompt(args.prompt)
     problems = problem_set(args.data, "test", args.limit)
     device = get_device()
     model, tokenizer = load_model_and_tokenizer(args.model, device)
     if args.checkpoint:
         load_weights(model, args.checkpoint)
+        read_prompt(Path(args.checkpoint).parent, tokenizer)
+    ask_as(tokenizer, prompt, args.stop)
     trained = Path(args.checkpoint or args.model)
     name = trained.stem if args.checkpoint else trained.name
     if name == "model":  # of a run, or of one of its checkpoints, whose folder says which
@@ -414,18 +444,21 @@ def add_export(parser) -> None:
         "how to ask it.",
         "rfs export runs/mine --to my-model",
         "rfs export runs/mine/checkpoints/step-00050 --to step-50",
-        "rfs export weights.pth --model qwen3-0.6b-base --to my-model",
+        "rfs export weights.pth --model qwen3-0.6b-base --prompt my-prompt.txt --to my-model",
     )
     source_help = "run folder, model directory, or file of weights: .safetensors or .pth"
     parser.add_argument("source", metavar="RUN", help=source_help)
     parser.add_argument("--to", required=True, metavar="DIR", help="the new directory")
     model_help = "which model a file of weights belongs to, such as qwen3-0.6b-base"
     parser.add_argument("--model", metavar="MODEL", help=model_help)
+    add_prompt(parser)
 
     def run(args):
+        from .data import load_prompt
         from .runs.export import export_model
 
-        print(f"written to {export_model(args.source, args.to, args.model)}")
+        prompt = args.prompt and load_prompt(args.prompt)
+        print(f"written to {export_model(args.source, args.to, args.model, prompt, args.stop)}")
 
     parser.set_defaults(run=run)
 

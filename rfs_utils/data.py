@@ -11,8 +11,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .files import parse_json, write_atomically
+from .files.kinds import shown
 from .hub.download import download_first
+from .tokenizer import Tokenizer, set_prompt
 
+PROMPTS = {  # by name: texts with {problem} in them
+    name: (Path(__file__).parent / "prompts" / f"{name}.txt").read_text(encoding="utf-8").removesuffix("\n")
+    for name in ("default", "few-shot")
+}
+MAX_PROMPT = 2**16  # bytes
 FIELDS = ("problem", "answer", "level", "type", "solution", "unique_id")
 TRAIN_LEVELS = (1, 2, 3, 4, 5)
 HARDER_LEVELS = (6, 7, 8)  # never in reinforcement learning; 8 not even in pre-training
@@ -67,20 +74,62 @@ class Story(NamedTuple):
         return "test" if zlib.crc32("\n".join(self.equations()).encode()) % 5 == 0 else "train"
 
 
-def render_prompt(prompt: str) -> str:
-    """The text put before the model for a problem: one fixed instruction, the problem, and "Answer:"."""
-    return f"Solve the problem. Write the final answer as \\boxed{{ANSWER}}.\n\nProblem: {prompt}\n\nAnswer:"
+def render_prompt(prompt: str, tokenizer: Tokenizer | None = None) -> str:
+    """The text put before the model for a problem: the tokenizer's own prompt with the problem in it, or the default.
+
+    The default, prompts/default.txt, is one fixed instruction, the problem, and "Answer:".
+    """
+    return (getattr(tokenizer, "prompt", None) or PROMPTS["default"]).replace("{problem}", prompt)
+
+
+def ask_as(tokenizer: Tokenizer, prompt: str | None, stop: str | None) -> None:
+    """`set_prompt` where a prompt or a stop text is given: a prompt without a stop text has none, and a stop text alone
+    goes with the prompt that the tokenizer has.
+    """
+    if prompt or stop:
+        set_prompt(tokenizer, prompt or getattr(tokenizer, "prompt", None), stop)
+
+
+def load_prompt(prompt: str) -> str:
+    """The text of a prompt: a name of PROMPTS, a UTF-8 file, or the text itself, known by its {problem}.
+
+    A file's last line break is not part of it. ValueError for another name, and for a file without {problem}, which
+    can stand in it more than once.
+    """
+    if prompt in PROMPTS:
+        return PROMPTS[prompt]
+    if "{problem}" in prompt:
+        return prompt
+    try:
+        with open(prompt, "rb") as file:
+            content = file.read(MAX_PROMPT + 1)
+        text = content[:MAX_PROMPT].decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n")
+    except FileNotFoundError:
+        known = ", ".join(PROMPTS)
+        raise ValueError(
+            f"unknown prompt {shown(prompt)}: known names are {known}, or the path of a text with {{problem}} in it"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ValueError(f"cannot read the prompt {shown(prompt)}: {reason}") from None
+    if len(content) > MAX_PROMPT:
+        raise ValueError(
+            f"the prompt {prompt} has more than {MAX_PROMPT:,} bytes; expected a short text with {{problem}}"
+        )
+    if "{problem}" not in text or "\0" in text:
+        raise ValueError(f"the prompt {prompt} must be a text with {{problem}} in it, where the problem is to stand")
+    return text
 
 
 # ------------------------------------------------------------------ the tiny world
 
 
-def _draw_story(rng: random.Random, num_events: int) -> Story:
+def _draw_story(rng: random.Random, num_events: int, kinds: str = "++--*") -> Story:
     """A story in which every total is in 0..99."""
     total = start = rng.randint(2, 20)
     events: list[str] = []
     while len(events) < num_events:
-        kind = rng.choice("++--*")
+        kind = rng.choice(kinds)
         n = 2 if kind == "*" else rng.randint(1, 9)
         new = {"+": total + n, "-": total - n, "*": total * 2}[kind]
         if 0 <= new <= MAX_TOTAL and new != total:
@@ -109,6 +158,13 @@ def tiny_stories(rng: random.Random, split: str, levels: Sequence[int]) -> Itera
             yield _tell(rng, story), story
 
 
+def _check_generated(num_problems: int, split: str) -> None:
+    if split not in ("train", "test"):
+        raise ValueError(f"unknown split {split!r}; known splits are 'train' and 'test'")
+    if num_problems < 1:
+        raise ValueError(f"num_problems must be at least 1, got {num_problems}")
+
+
 def generate_tiny_problems(
     num_problems: int, split: str = "train", levels: Sequence[int] = TRAIN_LEVELS, seed: int = 0
 ) -> list[dict]:
@@ -117,10 +173,7 @@ def generate_tiny_problems(
     A level-k problem has k + 1 events. `split` is "train" or "test": the two never share a story,
     whatever the seeds. Raises ValueError for an unknown split, a bad count or a bad level.
     """
-    if split not in ("train", "test"):
-        raise ValueError(f"unknown split {split!r}; known splits are 'train' and 'test'")
-    if num_problems < 1:
-        raise ValueError(f"num_problems must be at least 1, got {num_problems}")
+    _check_generated(num_problems, split)
     if not levels or not all(isinstance(k, int) and 1 <= k <= MAX_LEVEL for k in levels):
         raise ValueError(f"levels must be whole numbers from 1 to {MAX_LEVEL}, got {list(levels)}")
     stories = {level: tiny_stories(random.Random(f"{split}-{level}-{seed}"), split, [level]) for level in levels}
@@ -146,6 +199,47 @@ def generate_tiny_problems(
             }
         )
     return problems
+
+
+def generate_stories(num_problems: int, split: str = "train", events: int = 1, seed: int = 0) -> list[dict]:
+    """The tiny world's stories in plain sentences, without months and doubling, for a language model; no text twice.
+
+    "Tom has 4 pens. Tom finds 2 more. How many pens does Tom have now?" has one event. Splits and errors are those of
+    `generate_tiny_problems`.
+    """
+    _check_generated(num_problems, split)
+    if not 1 <= events <= MAX_LEVEL:
+        raise ValueError(f"events must be a whole number from 1 to {MAX_LEVEL}, got {events}")
+    rng = random.Random(f"stories-{split}-{events}-{seed}")
+    problems: dict[str, dict] = {}
+    for _ in range(100 * num_problems):
+        story = _draw_story(rng, events, "+-")
+        if story.split() != split:
+            continue
+        name, item = rng.choice(list(NAMES)), rng.choice(ITEMS)
+        forms = [rng.choice(GAINS if event[0] == "+" else LOSSES) for event in story.events]
+        told = [f"{form.format(who=name, n=event[1:])}." for form, event in zip(forms, story.events, strict=True)]
+        text = " ".join([f"{name} has {story.start} {item}.", *told, f"How many {item} does {name} have now?"])
+        if text in problems:
+            continue
+        problems[text] = {
+            "problem": text,
+            "answer": story.answer(),
+            "level": f"Level {events}",
+            "type": "Adding and taking away",
+            "solution": f"{'. '.join(story.equations())}. \\boxed{{{story.answer()}}}",
+            "unique_id": f"stories-{events}/{split}/{seed}/{len(problems) + 1}",
+        }
+        if len(problems) == num_problems:
+            return list(problems.values())
+    raise ValueError(f"there are too few different {split} stories of {events} events for {num_problems} problems")
+
+
+def generated(data: str, num_problems: int, split: str, seed: int = 0) -> list[dict]:
+    """Problems of a name in GENERATED."""
+    if data == "tiny":
+        return generate_tiny_problems(num_problems, split, seed=seed)
+    return generate_stories(num_problems, split, int(data.removeprefix("stories-")), seed)
 
 
 # ------------------------------------------------------------------ problem files
@@ -258,20 +352,21 @@ def parse_math(content: bytes, count: int) -> list[dict]:
     return problems
 
 
+GENERATED = ("tiny", "stories-1", "stories-2")  # the number is that of events
 PROBLEM_SETS = {"math500": (load_math500_test, "math500_test.json"), "math-train": (load_math_train, "math_train.json")}
 
 
 def problem_set(data: str, split: str = "train", limit: int | None = None) -> list[dict]:
-    """The problems that a name (tiny, math500, math-train) or the path of a problem file stands for.
+    """The problems that a name (of PROBLEM_SETS or GENERATED) or the path of a problem file stands for.
 
-    `split` and `limit` matter for tiny alone, whose problems are generated. ValueError for anything else.
+    `split` and `limit` matter for those that are generated. ValueError for anything else.
     """
-    if data == "tiny":
-        return generate_tiny_problems(max(500, limit or 0), split, seed=0)
+    if data in GENERATED:
+        return generated(data, max(500, limit or 0), split)
     if data in PROBLEM_SETS:
         load, file = PROBLEM_SETS[data]
         return load(file)
     if not Path(data).is_file():
-        known = ", ".join([*PROBLEM_SETS, "tiny"])
+        known = ", ".join([*PROBLEM_SETS, *GENERATED])
         raise ValueError(f"unknown data {data!r}: known names are {known}, or the path of a problem file")
     return load_problems(data)

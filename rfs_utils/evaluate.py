@@ -13,9 +13,9 @@ from .ch06 import reward_rlvr, sample_batch
 from .data import render_prompt
 from .grading import extract_final_candidate, grade_answer
 from .qwen3 import Qwen3Model
-from .sampling import has_ended
+from .sampling import Stops, has_ended
 from .statistics import pass_at_k, wilson_interval
-from .tokenizer import Tokenizer, encode_prompts, stop_ids
+from .tokenizer import Tokenizer, encode_prompts, stops
 
 Answer = tuple[int, int]  # index of a problem, number of the sample
 
@@ -108,7 +108,7 @@ def answer_batches(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     temperature = temperature or 0.0
-    prompts = [render_prompt(problem["problem"]) for problem in problems]
+    prompts = [render_prompt(problem["problem"], tokenizer) for problem in problems]
     widths = [len(ids) for ids in encode_prompts(tokenizer, prompts)]
     order = sorted(range(len(prompts)), key=widths.__getitem__)
     at_once = min(num_samples, batch_size)  # samples of one problem in a batch
@@ -127,11 +127,11 @@ def answer_batches(
                 model, tokenizer, [prompts[i] for i in rows], device, len(samples), max_new_tokens, temperature, top_p
             )
             answers = [(i, sample) for i in rows for sample in samples]
-            graded = _grade(answers, rollouts, problems, stop_ids(tokenizer))
+            graded = _grade(answers, rollouts, problems, stops(tokenizer))
             yield {answer: record for answer, record in graded.items() if answer not in done}
 
 
-def _grade(answers: list[Answer], rollouts, problems: Sequence[dict], stops: tuple[int, ...]) -> dict[Answer, dict]:
+def _grade(answers: list[Answer], rollouts, problems: Sequence[dict], stops: Stops) -> dict[Answer, dict]:
     graded = {}
     lengths = rollouts.lengths.tolist()
     ended = has_ended(rollouts.tokens, rollouts.lengths, stops).tolist()
@@ -178,7 +178,8 @@ def check_room(
 
 def longest_prompt(tokenizer: Tokenizer, problems: Sequence[dict]) -> int:
     """Tokens of the longest prompt."""
-    return max(map(len, encode_prompts(tokenizer, [render_prompt(problem["problem"]) for problem in problems])))
+    prompts = [render_prompt(problem["problem"], tokenizer) for problem in problems]
+    return max(map(len, encode_prompts(tokenizer, prompts)))
 
 
 # ------------------------------------------------------------------ figures

@@ -10,9 +10,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from .files import read_object
+from .files import read_fields, read_object
 from .files.folders import new_folder, standing
-from .files.kinds import shown
+from .files.kinds import NAME, PROMPT, optional, shown
 from .hub.adapters import adapter_base, is_adapter, merge_adapter
 from .hub.download import cached_model, download_model, download_qwen3_grpo_checkpoints, hub_cache, say
 from .hub.families import read_model_config, to_hf_config
@@ -27,12 +27,22 @@ from .hub.weights import (
     weights_file,
 )
 from .qwen3 import Qwen3Model, rope_tables
-from .tokenizer import CHAT_TEMPLATE, HFTokenizer, MissingToken, ModelTokenizer, Qwen3Tokenizer, Source, stop_ids
+from .tokenizer import (
+    CHAT_TEMPLATE,
+    HFTokenizer,
+    MissingToken,
+    ModelTokenizer,
+    Qwen3Tokenizer,
+    Source,
+    Tokenizer,
+    set_prompt,
+    stop_ids,
+)
 
 __all__ = [
     "ALIASES", "HUB_MODELS", "SHIPPED", "download_qwen3_grpo_checkpoints", "get_device", "import_gguf",
     "load_model", "load_model_and_tokenizer", "load_tokenizer", "load_weights", "model_directory", "native_dtype",
-    "read_model_config", "save_model",
+    "read_model_config", "read_prompt", "save_model",
 ]  # fmt: skip
 
 WEIGHTS_DIR = Path(__file__).parent / "weights"
@@ -66,7 +76,7 @@ TURN_ENDS = ("<|im_end|>", "<|eot_id|>")  # of Qwen and SmolLM2, of Llama 3
 _CHAT_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja", "chat_template.json",
     "additional_chat_templates/*.jinja", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-    "generation_config.json",
+    "generation_config.json", "prompt.json",
 )  # fmt: skip
 LICENCES = ("LICENSE", "LICENSE.*", "NOTICE", "NOTICE.*")
 # What of a model directory belongs to its model, and goes when another one takes its place.
@@ -270,6 +280,7 @@ def load_tokenizer(directory: str | Path, chat: bool | None = None) -> HFTokeniz
     if known and chat is None and tokenizer.eos_token_id not in stops:  # a model with an end token of its own
         tokenizer.eos_token_id, tokenizer.eos_token = next(iter(known.items()))
     tokenizer.more_eos_token_ids = tuple(stops)
+    read_prompt(directory, tokenizer)
     if (directory / "tokenizer_config.json").is_file():
         read_object(directory / "tokenizer_config.json")  # which must be whole to be written again
     files = {path.relative_to(directory).as_posix(): path for name in _CHAT_FILES for path in directory.glob(name)}
@@ -314,6 +325,17 @@ def chat_template(directory: Path, named: object) -> str | None:
     if isinstance(named, list):  # several, each with a name
         named = {one.get("name"): one.get("template") for one in named if isinstance(one, dict)}.get("default")
     return named if isinstance(named, str) else None
+
+
+def read_prompt(directory: Path, tokenizer: Tokenizer) -> None:
+    """Have the tokenizer ask as the prompt.json of a model directory says, where there is one."""
+    path = directory / "prompt.json"
+    if path.is_file():
+        asked = read_fields(path, {"prompt": optional(PROMPT), "stop": optional(NAME)})
+        try:
+            set_prompt(tokenizer, asked["prompt"], asked["stop"])
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
 
 
 def stop_tokens(directory: str | Path) -> list[int]:
@@ -400,6 +422,10 @@ def tokenizer_files(tokenizer: ModelTokenizer, context_length: int) -> dict[str,
         changed = changed | {"chat_template": getattr(tokenizer, "chat_template", None) or CHAT_TEMPLATE}
     if changed:
         files["tokenizer_config.json"] = _json(settings | changed)
+    files.pop("prompt.json", None)
+    prompt, stop = getattr(tokenizer, "prompt", None), getattr(tokenizer, "stop", None)
+    if prompt or stop:
+        files["prompt.json"] = _json({"prompt": prompt, "stop": stop})
     return files
 
 

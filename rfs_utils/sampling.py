@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from .qwen3 import KVCache, Qwen3Model
-from .tokenizer import HFTokenizer, Tokenizer, encode_prompts, stop_ids
+from .tokenizer import HFTokenizer, StopText, Tokenizer, encode_prompts, response_text, stop_ids, stops
 
-Stops = int | Sequence[int] | None  # one id at which a response ends, several, or none
+Stops = int | Sequence[int] | StopText | None  # one id at which a response ends, several, a text as well, or none
 
 
 def check_sampling(
@@ -55,16 +55,25 @@ def sum_dtype(probas: torch.Tensor) -> torch.dtype:
     return torch.float32 if probas.device.type == "mps" else torch.float64
 
 
-def is_end(tokens: torch.Tensor, stops: Stops) -> torch.Tensor:
-    """True where a token, of a tensor of any shape, ends a response."""
+def is_end(tokens: torch.Tensor, stops: int | Sequence[int] | None) -> torch.Tensor:
+    """True where a token, of a tensor of any shape, is one that ends a response."""
     ended = torch.zeros_like(tokens, dtype=torch.bool)
     for stop in () if stops is None else (stops,) if isinstance(stops, int) else stops:
         ended |= tokens == stop
     return ended
 
 
+def ends(tokens: torch.Tensor, stops: Stops) -> torch.Tensor:
+    """(N,) bool: which of N responses, (N, T) without padding, end with their last token."""
+    if isinstance(stops, StopText):
+        return torch.tensor([stops.ends(row) for row in tokens.tolist()], dtype=torch.bool, device=tokens.device)
+    return is_end(tokens[:, -1], stops)
+
+
 def has_ended(tokens: torch.Tensor, lengths: torch.Tensor, stops: Stops) -> torch.Tensor:
     """(N,) bool: which of N responses, (N, T) of given lengths, came to an end; the limit has cut off the others."""
+    if isinstance(stops, StopText):
+        return torch.cat([ends(row[None, :n], stops) for row, n in zip(tokens, lengths.tolist(), strict=True)])
     return is_end(tokens.gather(1, lengths[:, None] - 1).squeeze(1), stops)
 
 
@@ -96,7 +105,7 @@ def generate_text_top_p_stream_cache(
     model: Qwen3Model,
     token_ids: torch.Tensor,
     max_new_tokens: int,
-    eos_token_id: Stops = None,
+    eos_token_id: int | Sequence[int] | None = None,
     temperature: float | None = 0.0,
     top_p: float | None = None,
 ) -> Iterator[torch.Tensor]:
@@ -127,17 +136,22 @@ def generate_text_stream_concat_flex(
     generate_func: Callable | None = None,
     **generate_kwargs,
 ) -> str:
-    """The generated text of a prompt; `verbose` prints it token by token, `generate_func` is the token stream."""
+    """The generated text of a prompt; `verbose` prints it token by token, `generate_func` is the token stream.
+
+    It ends before the tokenizer's stop text; a token that holds more than this text is printed whole.
+    """
     generate_func = generate_func or generate_text_top_p_stream_cache
     input_ids = torch.tensor(encode_prompts(tokenizer, [prompt]), device=device)
     ids = stop_ids(tokenizer)
-    stops = ids[0] if len(ids) == 1 else ids  # a stream of the reader's own may know of one only
+    eos_token_id = ids[0] if len(ids) == 1 else ids  # a stream of the reader's own may know of one only
     generated: list[int] = []
-    for token in generate_func(model, input_ids, max_new_tokens, eos_token_id=stops, **generate_kwargs):
+    for token in generate_func(model, input_ids, max_new_tokens, eos_token_id=eos_token_id, **generate_kwargs):
         generated.append(int(token.item()))
         if verbose:
             print(tokenizer.decode(generated[-1:]), end="", flush=True)
-    return tokenizer.decode(generated)
+        if ends(torch.tensor([generated]), stops(tokenizer)).item():
+            break
+    return response_text(tokenizer, generated)
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """Tokenizers from a `tokenizer.json`: Qwen3's, and any other whose special tokens its directory names."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +11,8 @@ import tokenizers
 from jinja2 import TemplateError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from .files.kinds import shown
 
 # In the order of Qwen3's own tokenizer, where they are the ids 151643 to 151668.
 SPECIAL_TOKENS = (
@@ -61,6 +63,8 @@ class ModelTokenizer(Tokenizer, Protocol):
 
     eos_token: str
     apply_chat_template: bool
+    prompt: str | None
+    stop: str | None
 
     @property
     def vocab_size(self) -> int:
@@ -90,7 +94,8 @@ class HFTokenizer:
     `eos_token`, a token or its id, ends a text; `pad_token`, the same unless it is given, fills rows of a batch.
     With `apply_chat_template`, `encode` wraps the text as a user's turn as the Jinja text `chat_template` says, and
     `add_generation_prompt` opens the assistant's turn. A model directory may name further ids at which a response
-    ends, `more_eos_token_ids`.
+    ends, `more_eos_token_ids`. How problems are put to the model, `prompt`, and the text that ends its answers, `stop`,
+    are what `set_prompt` has set, if anything.
     """
 
     def __init__(
@@ -115,6 +120,8 @@ class HFTokenizer:
         self.chat_template = chat_template
         self.add_generation_prompt = add_generation_prompt
         self.more_eos_token_ids: tuple[int, ...] = ()
+        self.prompt: str | None = None
+        self.stop: str | None = None
         self.source: Source | None = None  # where `models.load_tokenizer` has read a model directory's own files
         self.set_chat(apply_chat_template)
 
@@ -264,10 +271,46 @@ def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     return getattr(tokenizer, "eos_token_ids", None) or (tokenizer.eos_token_id,)
 
 
+@dataclass(frozen=True)
+class StopText:
+    """A response ends at one of the ids, or with the first token at which its text contains `text`."""
+
+    text: str
+    ids: tuple[int, ...]
+    decode: Callable[[list[int]], str]
+
+    def ends(self, token_ids: list[int]) -> bool:
+        """Whether the last token of a response ends it."""
+        # A token holds a byte or more; one more token, since some decoders strip the blank of the first.
+        tail = token_ids[-len(self.text.encode()) - 1 :]
+        return token_ids[-1] in self.ids or self.text in self.decode(tail)
+
+
+def stops(tokenizer: Tokenizer) -> tuple[int, ...] | StopText:
+    """What ends a response: `stop_ids`, and the text `stop` where the tokenizer has one."""
+    text = getattr(tokenizer, "stop", None)
+    return StopText(text, stop_ids(tokenizer), tokenizer.decode) if text else stop_ids(tokenizer)
+
+
+def set_prompt(tokenizer: Tokenizer, prompt: str | None = None, stop: str | None = None) -> None:
+    """Have problems put as in `prompt`, with {problem} in it, and answers ended by the text `stop`, or as by default.
+
+    ValueError for a stop text that no answer can contain.
+    """
+    if stop is not None:
+        if not stop or "\ufffd" in stop or stop not in tokenizer.decode(tokenizer.encode(stop)):
+            raise ValueError(f"no answer can come to the stop text {shown(stop)}: the tokenizer does not write it")
+    tokenizer.prompt, tokenizer.stop = prompt, stop  # type: ignore[attr-defined]  # simple tokenizers get them, too
+
+
 def response_text(tokenizer: Tokenizer, token_ids: list[int]) -> str:
-    """The text of a response, as rewards read it: without the token that ends it, unless a tokenizer `shows_end`."""
+    """The text of a response, as rewards read it: without the token that ends it, unless a tokenizer `shows_end`.
+
+    It goes up to the tokenizer's stop text, whatever the last token holds besides.
+    """
     hidden = bool(token_ids) and token_ids[-1] in stop_ids(tokenizer) and not getattr(tokenizer, "shows_end", False)
-    return tokenizer.decode(token_ids[:-1] if hidden else token_ids)
+    text, stop = tokenizer.decode(token_ids[:-1] if hidden else token_ids), getattr(tokenizer, "stop", None)
+    return text.partition(stop)[0] if stop else text
 
 
 def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:

@@ -394,7 +394,7 @@ print(return_freed_memory(), round(left_over()))
 
 def trained(monkeypatch, micro_batch, steps=3):
     """The metrics and weights after some steps with rewards that depend on the texts alone."""
-    monkeypatch.setattr(experience, "render_prompt", lambda problem: problem)
+    monkeypatch.setattr(experience, "render_prompt", lambda problem, tokenizer: problem)
     model = small_model()
     config = TrainConfig(prompts_per_step=2, num_rollouts=4, max_new_tokens=6, lr=1e-2, micro_batch=micro_batch)
     examples = [{"problem": "123", "answer": ""}, {"problem": "4567", "answer": ""}]

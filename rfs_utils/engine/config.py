@@ -9,9 +9,11 @@ from math import cos, pi
 from pathlib import Path
 
 from ..ch07 import KL_KINDS, METHODS, Method
+from ..data import PROMPTS, load_prompt
 from ..files.kinds import (
     FLAG,
     NAME,
+    PROMPT,
     Kind,
     number,
     one_of,
@@ -50,8 +52,13 @@ class TrainConfig:
 
     model: str = option("tiny-base", "tiny-base, tiny-reasoning, qwen3-0.6b-base, qwen3-0.6b, or a model directory")
     method: str = option("grpo", f"the algorithm: {', '.join(METHODS)}", one_of(*METHODS))
-    data: str = option("tiny", "training problems: tiny, math-train, or a JSON(-lines) file with problem and answer")
-    eval_data: str = option("auto", "held-out problems: tiny, math500, or a file; auto follows the data")
+    data: str = option(
+        "tiny",
+        "training problems: tiny, stories-1, stories-2, math-train, or a JSON(-lines) file with problem and answer",
+    )
+    eval_data: str = option(
+        "auto", "held-out problems: tiny, stories-1, stories-2, math500, or a file; auto follows the data"
+    )
     steps: int = option(50, "number of steps; each samples, rewards and updates", whole(1, 10**6))
     prompts_per_step: int = option(8, "problems in each step", whole(1, 10**5))
     num_rollouts: int = option(8, "sampled answers to each problem, at least 2", whole(2, 10**5))
@@ -61,6 +68,13 @@ class TrainConfig:
     top_p: float = option(
         1.0, "sample from the likeliest tokens that hold this share of the probability", number(1e-6, 1)
     )
+    prompt: str | None = option(
+        None,
+        f"how problems are put: {', '.join(PROMPTS)}, or a text file with {{problem}} in it "
+        "(default: as the model's directory says, else default)",
+        optional(PROMPT, ""),
+    )
+    stop: str | None = option(None, "text that ends an answer, too; \\n is a line break", optional(NAME, ""))
     rewards: str = option("accuracy", "reward functions with weights, such as accuracy,format=0.5,my_module:my_reward")
     lr: float = option(
         None, f"learning rate, at its highest (default: {FULL_LR}; with lora_rank {LORA_LR})", number(1e-12, 100)
@@ -110,9 +124,12 @@ class TrainConfig:
         None, "folder for the results, new or empty (default: the next free one under runs/)", optional(NAME)
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        """Put the default rate in, and the text of the prompt in place of its name or file."""
         if self.lr is None:
             self.lr = FULL_LR if self.lora_rank is None else LORA_LR
+        if self.prompt is not None and NAME.fits(self.prompt):
+            self.prompt = load_prompt(self.prompt)
 
     def check(self) -> None:
         """ValueError with one sentence for the first setting that makes no sense."""
@@ -189,6 +206,8 @@ def read_config(path: str | Path) -> dict:
         if type(value) is not wanted:
             raise ValueError(f"{path}: {key} must be of type {wanted.__name__}, got {shown(value)}")
         try:
+            if key == "prompt":
+                value = settings[key] = load_prompt(str(value))
             kinds[key].check(key, value)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
@@ -197,5 +216,6 @@ def read_config(path: str | Path) -> dict:
 
 def format_config(config: TrainConfig) -> str:
     """The settings as TOML; those without a value are left out."""
-    # JSON's strings, numbers and booleans are TOML's, too.
-    return "".join(f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in asdict(config).items() if v is not None)
+    # JSON's strings, numbers and booleans are TOML's, too, but for a character that TOML wants escaped.
+    lines = (f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in asdict(config).items() if v is not None)
+    return "".join(lines).replace("\x7f", "\\u007f")

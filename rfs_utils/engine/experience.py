@@ -10,7 +10,7 @@ from ..ch07 import Method, combine_rewards, rewards_differ, soft_overlong_penalt
 from ..data import render_prompt
 from ..qwen3 import Qwen3Model
 from ..sampling import has_ended
-from ..tokenizer import Tokenizer, stop_ids
+from ..tokenizer import Tokenizer, stops
 from .memory import MemoryPlan
 from .rewards import RewardFunction, accuracy, ask_rewards
 from .rollouts import join_rollouts, sample_rollouts, select_rollouts
@@ -86,7 +86,7 @@ def collect(
     `uniform`, (B, G, max_new_tokens), are the random numbers that decide the draws.
     """
     groups, size, limit = uniform.shape
-    prompts = [render_prompt(example["problem"]) for example in examples]
+    prompts = [render_prompt(example["problem"], tokenizer) for example in examples]
 
     def answer(count: int, temperature: float, numbers: torch.Tensor | None) -> tuple[Rollouts, list[torch.Tensor]]:
         """Rollouts, and what they earned: rewards by function, rightness, penalty; and which were truncated."""
@@ -94,7 +94,7 @@ def collect(
             model, tokenizer, prompts, device, count, limit, temperature, top_p, plan.cache_bytes, numbers
         )
         repeated = [example for example in examples for _ in range(count)]
-        truncated = ~has_ended(rollouts.tokens, rollouts.lengths, stop_ids(tokenizer))
+        truncated = ~has_ended(rollouts.tokens, rollouts.lengths, stops(tokenizer))
         info = {"step": step, "lengths": rollouts.lengths.tolist(), "truncated": truncated.tolist()}
         functions = dict(rewards)
         functions.setdefault("accuracy", (accuracy, 0.0))  # without weight, so that it is known whatever is rewarded

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 
 from ..ch07 import compute_advantages
-from ..data import generate_tiny_problems, problem_set
+from ..data import GENERATED, ask_as, generated, problem_set
 from ..qwen3 import Qwen3Model
 from ..tokenizer import ModelTokenizer
 from . import parallel
@@ -55,9 +55,9 @@ def make_plan(config: TrainConfig, model: Qwen3Model, device: torch.device) -> M
 
 def training_problems(config: TrainConfig) -> list[dict]:
     """The problems that `config.data` names; of the generated ones as many as the run needs, from 2,000 to 16,000."""
-    if config.data == "tiny":
+    if config.data in GENERATED:
         count = min(16_000, max(2000, config.steps * config.prompts_per_step))  # there are not many more at level 1
-        return generate_tiny_problems(count, "train", seed=config.seed)
+        return generated(config.data, count, "train", seed=config.seed)
     return problem_set(config.data)
 
 
@@ -105,6 +105,7 @@ class Learner:
                 f"max_new_tokens must be below the {model.cfg['context_length']} tokens that the model can hold, "
                 f"got {config.max_new_tokens}"
             )
+        ask_as(tokenizer, config.prompt, config.stop)
         self.config, self.model, self.tokenizer, self.device = config, model, tokenizer, torch.device(device)
         self.plan = make_plan(config, model, self.device)
         if config.memory == "low":

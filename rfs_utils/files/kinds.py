@@ -76,6 +76,7 @@ def _is_text(value: object) -> bool:
 
 TEXT = Kind("a text", _is_text)
 NAME = Kind("a text that is not empty", lambda value: _is_text(value) and value != "" and "\0" not in value)
+PROMPT = Kind("a text with {problem} in it", lambda value: NAME.fits(value) and "{problem}" in value)
 FLAG = Kind("true or false", lambda value: type(value) is bool)
 ANY_NUMBER = Kind("a number", lambda value: type(value) in (int, float))  # what diverged may be infinite or NaN
 OBJECT = Kind("an object", lambda value: isinstance(value, dict))

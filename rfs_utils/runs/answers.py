@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ..data import PROMPTS, render_prompt
 from ..evaluate import Evaluation, answer_batches, check_room
 from ..files import kinds, parse_json
 from ..memory_errors import is_out_of_memory
@@ -94,13 +95,15 @@ def problem_keys(problems: Sequence[dict]) -> list[str]:
 def _settings(model, tokenizer, problems, max_new_tokens, temperature, top_p, num_samples, seed) -> dict:
     """What decides the answers; the number of problems does not, nor, for greedy ones, the batch size."""
     content = json.dumps([[p["problem"], p["answer"]] for p in problems], ensure_ascii=False)
-    stops = stop_ids(tokenizer)
+    ids, prompt, stop = stop_ids(tokenizer), render_prompt("{problem}", tokenizer), getattr(tokenizer, "stop", None)
     sampling = {"top_p": top_p, "samples": num_samples, "seed": seed} if temperature > 0 else {}
     return {
         "weights": weights_fingerprint(model),
         "problems": sha256(content.encode()).hexdigest()[:12],
         "chat_format": tokenizer.apply_chat_template,
-        **({"stop_ids": list(stops)} if len(stops) > 1 else {}),
+        **({"stop_ids": list(ids)} if len(ids) > 1 else {}),
+        **({"prompt": prompt} if prompt != PROMPTS["default"] else {}),
+        **({"stop": stop} if stop else {}),
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         **sampling,

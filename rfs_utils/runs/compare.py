@@ -13,13 +13,13 @@ from pathlib import Path
 
 import torch
 
-from ..data import generate_tiny_problems
+from ..data import ask_as, generate_tiny_problems
 from ..engine.config import TrainConfig, format_config, read_config
 from ..engine.learner import Learner, training_problems
 from ..evaluate import evaluate_model
 from ..files import append_rows, write_atomically
 from ..files.kinds import shown
-from ..models import load_model_and_tokenizer
+from ..models import load_model_and_tokenizer, load_tokenizer, model_directory
 from ..statistics import mean_and_interval
 from .folder import seed_everything
 
@@ -65,6 +65,9 @@ def compare(methods: Sequence[str], seeds: int, config: TrainConfig, path: str |
     for one in configs:
         one.check()
     finished_runs(path)  # something else is found before anything is written
+    ask_as(
+        load_tokenizer(model_directory(config.model)), config.prompt, config.stop
+    )  # so is a stop text that never comes
     keep_settings(path, config)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,6 +1,6 @@
 """Problems that no training sees, and how a model does on them."""
 
-from ..data import HARDER_LEVELS, generate_tiny_problems, problem_set
+from ..data import GENERATED, HARDER_LEVELS, generate_stories, generate_tiny_problems, problem_set
 from ..engine import parallel
 from ..engine.config import TrainConfig
 from ..engine.learner import Learner
@@ -18,13 +18,16 @@ class HeldOut:
     def __init__(self, config: TrainConfig):
         self.config = config
         data = config.eval_data
-        if data == "auto" and config.data not in ("tiny", "math-train"):
+        if data == "auto" and config.data not in (*GENERATED, "math-train"):
             raise ValueError(f"training on {config.data} needs held-out problems: give a file of them with --eval-data")
         if data == "auto":
-            data = "tiny" if config.data == "tiny" else "math500"
+            data = config.data if config.data in GENERATED else "math500"
         if data == "tiny":
             self.problems = generate_tiny_problems(NUM_PROBLEMS, "test", seed=0)
             self.harder = generate_tiny_problems(NUM_HARDER, "test", HARDER_LEVELS, seed=0)
+        elif data == "stories-1":  # a real model answers slowly: not more than are asked for
+            self.problems = generate_stories(config.eval_problems, "test", 1)
+            self.harder = generate_stories(config.eval_problems, "test", 2)
         else:
             self.problems, self.harder = problem_set(data, "test")[: config.eval_problems], []
 

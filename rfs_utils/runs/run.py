@@ -127,6 +127,7 @@ def prepare(config: TrainConfig) -> tuple[Learner, HeldOut]:
     model, tokenizer = load_model_and_tokenizer(config.model, device)
     held_out = HeldOut(config)
     learner = Learner(config, model, tokenizer, training_problems(config), device)
+    config.prompt, config.stop = tokenizer.prompt, tokenizer.stop  # which may be the model's own
     for problems in (learner.problems.problems, held_out.problems):
         check_room(model, tokenizer, problems, config.max_new_tokens)
     return learner, held_out
