@@ -309,3 +309,25 @@ def test_a_run_on_stories_asks_for_those_with_two_events_as_harder_ones(tmp_path
     assert main(["train", "--data", "stories-1", "--out", str(tmp_path / "r"), *SHORT]) == 0
     before = json.loads((tmp_path / "r/before.json").read_text())
     assert set(before["levels"]) == {"Level 1"} and set(before["harder"]) == {"Level 2"}
+
+
+def test_a_chat_model_can_be_asked_in_plain_text_from_run_to_evaluation(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    base = make_directory(tmp_path / "base", chat=True)
+    assert load_tokenizer(base).apply_chat_template
+    assert main(["train", "--model", str(base), "--chat", "off", "--out", "run", *SHORT]) in (None, 0)
+    asked = load_tokenizer(tmp_path / "run" / "model")
+    assert not asked.apply_chat_template and (asked.prompt, asked.stop) == (None, None)
+    assert main(["export", "run", "--to", "plain", "--stop", "."]) in (None, 0)
+    assert main(["export", "run", "--to", "chat", "--chat", "on"]) in (None, 0)
+    assert not load_tokenizer(tmp_path / "plain").apply_chat_template
+    assert load_tokenizer(tmp_path / "chat").apply_chat_template
+    capsys.readouterr()
+    assert main(["eval", "--model", "run", "--chat", "maybe"]) == 2
+    assert "chat must be one of auto, on, off; got 'maybe'" in capsys.readouterr().err
+
+
+def test_a_model_without_a_chat_format_is_not_put_into_one():
+    tokenizer = CharacterLevelTokenizer()
+    with pytest.raises(ValueError, match="no chat format"):
+        set_prompt(tokenizer, chat=True)
