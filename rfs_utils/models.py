@@ -126,9 +126,10 @@ def load_model_and_tokenizer(
         which_model = adapter_base(directory)
         directory = model_directory(which_model)
     model = load_model(directory, device, dtype)
+    tokenizer = load_tokenizer(directory, chat=_chat_by_name(which_model))
     for adapter in reversed(adapters):
         merge_adapter(model, adapter)
-    tokenizer = load_tokenizer(directory, chat=_chat_by_name(which_model))
+        read_prompt(adapter, tokenizer)
     highest = max(tokenizer.backend.get_vocab(with_added_tokens=True).values(), default=0)
     if highest >= model.cfg["vocab_size"]:
         raise ValueError(
@@ -423,10 +424,13 @@ def tokenizer_files(tokenizer: ModelTokenizer, context_length: int) -> dict[str,
     if changed:
         files["tokenizer_config.json"] = _json(settings | changed)
     files.pop("prompt.json", None)
+    return files | prompt_file(tokenizer)
+
+
+def prompt_file(tokenizer: Tokenizer) -> dict[str, bytes]:
+    """The prompt.json that `read_prompt` reads, by its name; nothing where problems are put as by default."""
     asked = {name: getattr(tokenizer, name, None) for name in ("prompt", "stop", "chat")}
-    if any(value is not None for value in asked.values()):
-        files["prompt.json"] = _json(asked)
-    return files
+    return {"prompt.json": _json(asked)} if any(value is not None for value in asked.values()) else {}
 
 
 def _one_or_list(ids: tuple[int, ...]) -> int | list[int]:

@@ -279,6 +279,12 @@ def test_a_run_with_adapters_resumes_exports_and_is_evaluated(tmp_path, monkeypa
     for words in (["eval", "--model", "whole", "--limit", "3"], ["samples", "whole"]):
         assert main(words) == 0
     assert main(["eval", "--model", "whole/checkpoints/step-00004", "--limit", "3"]) == 0
+    # It asks as it was trained.
+    words = ["--prompt", "few-shot", "--stop", "\n", "--steps", "2", "--out", "asked"]
+    assert main(["train", *FAST, *words]) == 0
+    for folder in ("asked", "asked/checkpoints/step-00002"):
+        _, asked = load_model_and_tokenizer(folder, "cpu")
+        assert asked.stop == "\n" and "{problem}" in asked.prompt
     # A run on top of an adapter, whose checkpoint goes back through both to the model.
     assert main(["train", *FAST, "--model", "whole/checkpoints/step-00004", "--steps", "2", "--out", "more"]) == 0
     assert main(["export", "more/checkpoints/step-00002", "--to", "end"]) == 0

@@ -1,5 +1,6 @@
 """LoRA adapters on disk, in the format of the package `peft`: adapter_config.json and adapter_model.safetensors."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,8 +60,8 @@ def adapter_base(directory: Path) -> str:
     return _read_config(directory)["base_model_name_or_path"]
 
 
-def write_adapter(adapter: Adapter, directory: Path) -> None:
-    """Write ADAPTER_FILES into a folder that is there; OSError when one cannot be written."""
+def write_adapter(adapter: Adapter, directory: Path, more: Mapping[str, bytes] | None = None) -> None:
+    """Write ADAPTER_FILES, and `more` by name, into a folder that is there; OSError when one cannot be written."""
     names = {_theirs(name): name for name in adapter.weights}
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": adapter.base, "r": adapter.rank,
@@ -72,6 +73,8 @@ def write_adapter(adapter: Adapter, directory: Path) -> None:
         for letter, tensor in zip("AB", adapter.weights[name], strict=True):
             tensors[f"{_PREFIX}{theirs}.lora_{letter}.weight"] = tensor.cpu().contiguous()
     write_json(directory / ADAPTER_FILES[0], config)
+    for name, content in (more or {}).items():
+        (directory / name).write_bytes(content)
     try:
         save_file(tensors, directory / ADAPTER_FILES[1], metadata={"format": "pt"})
     except SafetensorError as error:  # how safetensors reports a full disk

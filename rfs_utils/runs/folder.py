@@ -32,7 +32,7 @@ from ..files.kinds import ANY_NUMBER, OBJECT, TEXT, Kind, list_of, number, optio
 from ..hub.adapters import ADAPTER_FILES, read_adapter, write_adapter
 from ..hub.weights import load_weights
 from ..memory_errors import is_out_of_memory
-from ..models import LICENCES, OWN_FILES, write_config_files, write_model_files
+from ..models import LICENCES, OWN_FILES, prompt_file, write_config_files, write_model_files
 from ..plots import read_metrics
 from ..qwen3 import Qwen3Model
 from ..tokenizer import ModelTokenizer
@@ -189,7 +189,9 @@ def save_run_checkpoint(
             sharding.save_parts(temporary, model, tensors, parallel.rank() == 0)
         else:
             adapter = get_adapter(model, state["settings"]["model"])
-            write = partial(write_adapter, adapter) if adapter else partial(write_model_files, model, tokenizer)
+            write = partial(write_model_files, model, tokenizer)
+            if adapter:
+                write = partial(write_adapter, adapter, more=prompt_file(tokenizer))
             parallel.on_main(prepare_checkpoint, temporary, write)
             parallel.on_main(write_tensors, temporary / "optimizer.safetensors", tensors)
         parallel.on_main(write_tensors, temporary / "random.safetensors", random_tensors)
