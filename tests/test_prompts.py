@@ -239,7 +239,7 @@ def test_a_run_keeps_how_it_asked_and_hands_it_on(tmp_path, monkeypatch, capsys)
     assert {k: read_config("more/config.toml")[k] for k in asked} == asked, "the model's own"
     weights = "run/model/model.safetensors"
     assert main(["export", weights, "--model", "m", "--to", "y"]) == 0
-    assert json.loads((tmp_path / "y/prompt.json").read_text()) == asked, "those beside the weights"
+    assert json.loads((tmp_path / "y/prompt.json").read_text()) == {**asked, "chat": None}, "those beside the weights"
     evaluate = ["eval", "--limit", "4", "--max-new-tokens", "8", "--out", "e.jsonl"]
     for model in (["x"], ["run"], ["m", "--checkpoint", weights], ["x", "--prompt", asked["prompt"], "--stop", r"\n"]):
         assert main([*evaluate, "--model", *model]) == 0
