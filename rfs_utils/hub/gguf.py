@@ -80,7 +80,7 @@ def _open(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ValueError(f"{path} is not a GGUF file")
 
     class Reader(GGUFReader):  # with a wrong length the package's own goes on behind the end, forever
-        def _get(self, offset, dtype, count=1, **options):
+        def _get(self, offset, dtype, count=1, **options):  # type: ignore[override]
             found = super()._get(offset, dtype, count, **options)
             if len(found) < count:
                 raise ValueError("it ends too early")
