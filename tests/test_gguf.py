@@ -173,6 +173,9 @@ def test_damaged_files_are_refused(tmp_path):
     for part in (0.001, 0.1, 0.4, 0.7, 0.95, 0.9999):
         (tmp_path / "cut.gguf").write_bytes(content[: int(len(content) * part)])
         refused(tmp_path / "cut.gguf", tmp_path, "cut.gguf is (damaged or cut short|not a GGUF file)")
+    length = content.index(b"tokenizer.ggml.token_type") + len("tokenizer.ggml.token_type") + 4 + 4
+    (tmp_path / "long.gguf").write_bytes(content[: length + 5] + b"\1" + content[length + 6 :])  # of 2^40 tokens
+    refused(tmp_path / "long.gguf", tmp_path, "damaged or cut short")
 
 
 def test_rfs_import_overwrites_nothing(tmp_path, capsys):

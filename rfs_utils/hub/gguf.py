@@ -78,8 +78,16 @@ def _open(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         start = file.read(24)
     if len(start) < 24 or not start.startswith(b"GGUF"):
         raise ValueError(f"{path} is not a GGUF file")
+
+    class Reader(GGUFReader):  # with a wrong length the package's own goes on behind the end, forever
+        def _get(self, offset, dtype, count=1, **options):  # type: ignore[override]
+            found = super()._get(offset, dtype, count, **options)
+            if len(found) < count:
+                raise ValueError("it ends too early")
+            return found
+
     try:
-        reader = GGUFReader(path)
+        reader = Reader(path)
         fields = {name: field.contents() for name, field in reader.fields.items()}
         return fields, {tensor.name: tensor for tensor in reader.tensors}
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, UnicodeDecodeError) as error:
