@@ -51,7 +51,7 @@ def add_train(parser) -> None:
     parser.set_defaults(run=run_train)
 
 
-VALUES = {"prompt": "NAME|FILE", "stop": "TEXT"}
+VALUES = {"prompt": "NAME|FILE", "stop": "TEXT", "chat": "WHEN"}
 
 
 def unescaped(text: str) -> str:
@@ -61,13 +61,14 @@ def unescaped(text: str) -> str:
 
 
 def add_prompt(parser) -> None:
-    """The two options that say how a model is asked, for commands without the other settings of a run."""
-    from .engine.config import TrainConfig
+    """The options that say how a model is asked, for commands without the other settings of a run."""
+    from .engine.config import TrainConfig, setting_kinds
 
     for field in fields(TrainConfig):
         if field.name in VALUES:
             kind = unescaped if field.name == "stop" else str
             parser.add_argument(flag(field.name), type=kind, metavar=VALUES[field.name], help=field.metadata["help"])
+    parser.set_defaults(kinds={**(parser.get_default("kinds") or {}), "chat": setting_kinds()["chat"]})
 
 
 def flag(name: str) -> str:
@@ -235,7 +236,7 @@ def run_eval(args) -> None:
     if args.checkpoint:
         load_weights(model, args.checkpoint)
         read_prompt(Path(args.checkpoint).parent, tokenizer)
-    ask_as(tokenizer, prompt, args.stop)
+    ask_as(tokenizer, prompt, args.stop, args.chat)
     trained = Path(args.checkpoint or args.model)
     name = trained.stem if args.checkpoint else trained.name
     if name == "model":  # of a run, or of one of its checkpoints, whose folder says which
@@ -458,7 +459,7 @@ def add_export(parser) -> None:
         from .runs.export import export_model
 
         prompt = args.prompt and load_prompt(args.prompt)
-        print(f"written to {export_model(args.source, args.to, args.model, prompt, args.stop)}")
+        print(f"written to {export_model(args.source, args.to, args.model, prompt, args.stop, args.chat)}")
 
     parser.set_defaults(run=run)
 

@@ -20,6 +20,7 @@ PROMPTS = {  # by name: texts with {problem} in them
     for name in ("default", "few-shot")
 }
 MAX_PROMPT = 2**16  # bytes
+CHAT = ("auto", "on", "off")  # whether a prompt goes into the chat format; auto: as the model's directory says
 FIELDS = ("problem", "answer", "level", "type", "solution", "unique_id")
 TRAIN_LEVELS = (1, 2, 3, 4, 5)
 HARDER_LEVELS = (6, 7, 8)  # never in reinforcement learning; 8 not even in pre-training
@@ -82,12 +83,15 @@ def render_prompt(prompt: str, tokenizer: Tokenizer | None = None) -> str:
     return (getattr(tokenizer, "prompt", None) or PROMPTS["default"]).replace("{problem}", prompt)
 
 
-def ask_as(tokenizer: Tokenizer, prompt: str | None, stop: str | None) -> None:
-    """`set_prompt` where a prompt or a stop text is given: a prompt without a stop text has none, and a stop text alone
-    goes with the prompt that the tokenizer has.
+def ask_as(tokenizer: Tokenizer, prompt: str | None, stop: str | None, chat: str | None = None) -> None:
+    """`set_prompt` where a prompt, a stop text or a chat format, one of CHAT, is given.
+
+    A prompt without a stop text has none; the others alone go with the prompt that the tokenizer has.
     """
-    if prompt or stop:
-        set_prompt(tokenizer, prompt or getattr(tokenizer, "prompt", None), stop)
+    if prompt or stop or chat not in (None, "auto"):
+        kept = {name: getattr(tokenizer, name, None) for name in ("prompt", "stop", "chat")}
+        given = kept["chat"] if chat in (None, "auto") else chat == "on"
+        set_prompt(tokenizer, prompt or kept["prompt"], stop if prompt or stop else kept["stop"], given)
 
 
 def load_prompt(prompt: str) -> str:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from .files import read_fields, read_object
 from .files.folders import new_folder, standing
-from .files.kinds import NAME, PROMPT, optional, shown
+from .files.kinds import FLAG, NAME, PROMPT, optional, shown
 from .hub.adapters import adapter_base, is_adapter, merge_adapter
 from .hub.download import cached_model, download_model, download_qwen3_grpo_checkpoints, hub_cache, say
 from .hub.families import read_model_config, to_hf_config
@@ -332,9 +332,9 @@ def read_prompt(directory: Path, tokenizer: Tokenizer) -> None:
     """Have the tokenizer ask as the prompt.json of a model directory says, where there is one."""
     path = directory / "prompt.json"
     if path.is_file():
-        asked = read_fields(path, {"prompt": optional(PROMPT), "stop": optional(NAME)})
+        asked = read_fields(path, {"prompt": optional(PROMPT), "stop": optional(NAME), "chat": optional(FLAG)})
         try:
-            set_prompt(tokenizer, asked["prompt"], asked["stop"])
+            set_prompt(tokenizer, **asked)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
@@ -429,8 +429,8 @@ def tokenizer_files(tokenizer: ModelTokenizer, context_length: int) -> dict[str,
 
 def prompt_file(tokenizer: Tokenizer) -> dict[str, bytes]:
     """The prompt.json that `read_prompt` reads, by its name; nothing where problems are put as by default."""
-    prompt, stop = getattr(tokenizer, "prompt", None), getattr(tokenizer, "stop", None)
-    return {"prompt.json": _json({"prompt": prompt, "stop": stop})} if prompt or stop else {}
+    asked = {name: getattr(tokenizer, name, None) for name in ("prompt", "stop", "chat")}
+    return {"prompt.json": _json(asked)} if any(value is not None for value in asked.values()) else {}
 
 
 def _one_or_list(ids: tuple[int, ...]) -> int | list[int]:

@@ -63,8 +63,6 @@ class ModelTokenizer(Tokenizer, Protocol):
 
     eos_token: str
     apply_chat_template: bool
-    prompt: str | None
-    stop: str | None
 
     @property
     def vocab_size(self) -> int:
@@ -122,6 +120,7 @@ class HFTokenizer:
         self.more_eos_token_ids: tuple[int, ...] = ()
         self.prompt: str | None = None
         self.stop: str | None = None
+        self.chat: bool | None = None  # what `set_prompt` said of the chat format
         self.source: Source | None = None  # where `models.load_tokenizer` has read a model directory's own files
         self.set_chat(apply_chat_template)
 
@@ -292,15 +291,23 @@ def stops(tokenizer: Tokenizer) -> tuple[int, ...] | StopText:
     return StopText(text, stop_ids(tokenizer), tokenizer.decode) if text else stop_ids(tokenizer)
 
 
-def set_prompt(tokenizer: Tokenizer, prompt: str | None = None, stop: str | None = None) -> None:
+def set_prompt(
+    tokenizer: Tokenizer, prompt: str | None = None, stop: str | None = None, chat: bool | None = None
+) -> None:
     """Have problems put as in `prompt`, with {problem} in it, and answers ended by the text `stop`, or as by default.
 
-    ValueError for a stop text that no answer can contain.
+    `chat` says whether the prompt goes into the chat format; None leaves that. ValueError for a stop text that no
+    answer can contain, and for a chat format that is not there.
     """
     if stop is not None:
         if not stop or "\ufffd" in stop or stop not in tokenizer.decode(tokenizer.encode(stop)):
             raise ValueError(f"no answer can come to the stop text {shown(stop)}: the tokenizer does not write it")
-    tokenizer.prompt, tokenizer.stop = prompt, stop  # type: ignore[attr-defined]  # simple tokenizers get them, too
+    if chat is not None:
+        if not hasattr(tokenizer, "set_chat"):
+            raise ValueError("this tokenizer has no chat format; its model reads plain text")
+        tokenizer.set_chat(chat)
+    for name, value in (("prompt", prompt), ("stop", stop), ("chat", chat)):
+        setattr(tokenizer, name, value)  # simple tokenizers get them, too
 
 
 def response_text(tokenizer: Tokenizer, token_ids: list[int]) -> str:

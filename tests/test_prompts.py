@@ -31,6 +31,7 @@ from rfs_utils.tokenizer import set_prompt, stop_ids
 
 PROBLEMS = generate_tiny_problems(6, "test")
 LIMIT = 20
+pytestmark = pytest.mark.usefixtures("few_problems")
 SHORT = ["--steps", "1", "--eval-problems", "4", "--max-new-tokens", "8", "--prompts-per-step", "2"]
 
 # ------------------------------------------------------------------ prompts
@@ -226,7 +227,7 @@ def test_a_run_keeps_how_it_asked_and_hands_it_on(tmp_path, monkeypatch, capsys)
     (tmp_path / "p.txt").unlink()
     assert {k: read_config("run/config.toml")[k] for k in asked} == asked
     for folder in ("run/model", "run/checkpoints/step-00001"):
-        assert json.loads((tmp_path / folder / "prompt.json").read_text()) == asked
+        assert json.loads((tmp_path / folder / "prompt.json").read_text()) == {**asked, "chat": None}
         tokenizer = load_tokenizer(tmp_path / folder)
         assert {"prompt": tokenizer.prompt, "stop": tokenizer.stop} == asked
     assert main(["train", "--resume", "run", "--steps", "2"]) == 0
@@ -253,7 +254,8 @@ def test_a_run_keeps_how_it_asked_and_hands_it_on(tmp_path, monkeypatch, capsys)
         assert main([*evaluate, "--model", "x", *other]) == 2
         assert re.search(f"was made with {name} = ", capsys.readouterr().err)
     assert main(["export", "x", "--to", "z", "--prompt", "default"]) == 0
-    assert json.loads((tmp_path / "z/prompt.json").read_text()) == {"prompt": PROMPTS["default"], "stop": None}
+    written = json.loads((tmp_path / "z/prompt.json").read_text())
+    assert written == {"prompt": PROMPTS["default"], "stop": None, "chat": None}
 
 
 def test_answers_to_the_default_prompt_say_nothing_of_it(tmp_path, monkeypatch):
@@ -269,7 +271,10 @@ def test_answers_to_the_default_prompt_say_nothing_of_it(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "content",
-    ["{", "[]", "{}", '{"prompt": "x", "stop": null}', '{"prompt": null, "stop": ""}', '{"prompt": 1, "stop": 2}'],
+    [
+        "{", "[]", "{}", '{"prompt": "x", "stop": null, "chat": null}', '{"prompt": null, "stop": "", "chat": null}',
+        '{"prompt": 1, "stop": 2, "chat": null}', '{"prompt": null, "stop": null, "chat": 1}',
+    ],  # fmt: skip
 )
 def test_a_damaged_prompt_of_a_model_is_named(content, tmp_path):
     folder = make_directory(tmp_path / "m")
@@ -309,3 +314,25 @@ def test_a_run_on_stories_asks_for_those_with_two_events_as_harder_ones(tmp_path
     assert main(["train", "--data", "stories-1", "--out", str(tmp_path / "r"), *SHORT]) == 0
     before = json.loads((tmp_path / "r/before.json").read_text())
     assert set(before["levels"]) == {"Level 1"} and set(before["harder"]) == {"Level 2"}
+
+
+def test_a_chat_model_can_be_asked_in_plain_text_from_run_to_evaluation(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    base = make_directory(tmp_path / "base", chat=True)
+    assert load_tokenizer(base).apply_chat_template
+    assert main(["train", "--model", str(base), "--chat", "off", "--out", "run", *SHORT]) in (None, 0)
+    asked = load_tokenizer(tmp_path / "run" / "model")
+    assert not asked.apply_chat_template and (asked.prompt, asked.stop) == (None, None)
+    assert main(["export", "run", "--to", "plain", "--stop", "."]) in (None, 0)
+    assert main(["export", "run", "--to", "chat", "--chat", "on"]) in (None, 0)
+    assert not load_tokenizer(tmp_path / "plain").apply_chat_template
+    assert load_tokenizer(tmp_path / "chat").apply_chat_template
+    capsys.readouterr()
+    assert main(["eval", "--model", "run", "--chat", "maybe"]) == 2
+    assert "chat must be one of auto, on, off; got 'maybe'" in capsys.readouterr().err
+
+
+def test_a_model_without_a_chat_format_is_not_put_into_one():
+    tokenizer = CharacterLevelTokenizer()
+    with pytest.raises(ValueError, match="no chat format"):
+        set_prompt(tokenizer, chat=True)

@@ -9,7 +9,7 @@ from math import cos, pi
 from pathlib import Path
 
 from ..ch07 import KL_KINDS, METHODS, Method
-from ..data import PROMPTS, load_prompt
+from ..data import CHAT, PROMPTS, load_prompt
 from ..files.kinds import (
     FLAG,
     NAME,
@@ -75,6 +75,11 @@ class TrainConfig:
         optional(PROMPT, ""),
     )
     stop: str | None = option(None, "text that ends an answer, too; \\n is a line break", optional(NAME, ""))
+    chat: str = option(
+        "auto",
+        "whether prompts go into the model's chat format: on, off, or auto, as its directory says",
+        one_of(*CHAT),
+    )
     rewards: str = option("accuracy", "reward functions with weights, such as accuracy,format=0.5,my_module:my_reward")
     lr: float = option(
         None, f"learning rate, at its highest (default: {FULL_LR}; with lora_rank {LORA_LR})", number(1e-12, 100)

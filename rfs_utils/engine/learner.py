@@ -105,7 +105,7 @@ class Learner:
                 f"max_new_tokens must be below the {model.cfg['context_length']} tokens that the model can hold, "
                 f"got {config.max_new_tokens}"
             )
-        ask_as(tokenizer, config.prompt, config.stop)
+        ask_as(tokenizer, config.prompt, config.stop, config.chat)
         self.config, self.model, self.tokenizer, self.device = config, model, tokenizer, torch.device(device)
         self.plan = make_plan(config, model, self.device)
         if config.memory == "low":

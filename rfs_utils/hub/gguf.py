@@ -74,14 +74,16 @@ def _open(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ValueError(f"reading {path} needs the package gguf, and {error.name} is missing; {instead}") from None
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
-    if path.stat().st_size < 24 or path.open("rb").read(4) != b"GGUF":
+    with path.open("rb") as file:
+        start = file.read(24)
+    if len(start) < 24 or not start.startswith(b"GGUF"):
         raise ValueError(f"{path} is not a GGUF file")
     try:
         reader = GGUFReader(path)
         fields = {name: field.contents() for name, field in reader.fields.items()}
         return fields, {tensor.name: tensor for tensor in reader.tensors}
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged or cut short ({error})") from None
+        raise ValueError(f"{path} is damaged or cut short ({first_line(error)})") from None
 
 
 def _check(path: Path, config: dict, tensors: dict) -> None:
@@ -156,7 +158,7 @@ def _weight(path: Path, tensor, kind: str, config: dict) -> torch.Tensor:
     try:
         weight = torch.tensor(dequantize(tensor.data, tensor.tensor_type), dtype=torch.float32)
     except (NotImplementedError, ValueError) as error:
-        raise ValueError(f"{path}: the package gguf cannot read {tensor.name} ({error})") from None
+        raise ValueError(f"{path}: the package gguf cannot read {tensor.name} ({first_line(error)})") from None
     if kind != "llama" or ".attn_q." not in tensor.name and ".attn_k." not in tensor.name:
         return weight
     heads = config["num_attention_heads" if ".attn_q." in tensor.name else "num_key_value_heads"]
@@ -206,7 +208,7 @@ def _tokenizer_files(path: Path, fields: dict) -> dict[str, str]:
     try:
         backend = Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=cut == "llama-bpe"))
     except Exception as error:  # the library raises plain Exception, for a merge of tokens that are not there
-        raise ValueError(f"the tokenizer in {path} is damaged: {error}") from None
+        raise ValueError(f"the tokenizer in {path} is damaged: {first_line(error)}") from None
     if cut == "qwen2":
         backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer, backend.decoder = _CUTS[cut](), decoders.ByteLevel()
@@ -247,6 +249,11 @@ def _card(path: Path, fields: dict, types: set[str]) -> str:
     how = f"De-quantised from {quantised}" if quantised else "Converted"
     how += f", by `rfs import` from {path.name}. The file says:"
     return f"---\n{''.join(head)}---\n# {path.stem}\n\n{how}\n\n{''.join(said)}"
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, as far as it fits into a sentence."""
+    return str(error).partition("\n")[0]
 
 
 def _json(content: dict) -> str:

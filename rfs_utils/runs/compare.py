@@ -65,9 +65,8 @@ def compare(methods: Sequence[str], seeds: int, config: TrainConfig, path: str |
     for one in configs:
         one.check()
     finished_runs(path)  # something else is found before anything is written
-    ask_as(
-        load_tokenizer(model_directory(config.model)), config.prompt, config.stop
-    )  # so is a stop text that never comes
+    tokenizer = load_tokenizer(model_directory(config.model))
+    ask_as(tokenizer, config.prompt, config.stop, config.chat)  # so is a stop text that never comes
     keep_settings(path, config)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -51,7 +51,7 @@ prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_
 
 def export_card(name: str, source: str, model: Qwen3Model, tokenizer: ModelTokenizer) -> str:
     """The text of a model card; its program prints the model's greedy answer to a problem."""
-    chat = tokenizer.apply_chat_template
+    chat, stop = tokenizer.apply_chat_template, getattr(tokenizer, "stop", None)
     family = to_hf_config(model.cfg, model.tok_emb.weight.dtype)["model_type"]
     return EXPORT_CARD.format(
         name=name,
@@ -60,8 +60,8 @@ def export_card(name: str, source: str, model: Qwen3Model, tokenizer: ModelToken
         form=CHAT if chat else PLAIN,
         prompt=render_prompt("{problem}", tokenizer),
         shown=render_prompt("PROBLEM", tokenizer),
-        stop=f", stop_strings=[{tokenizer.stop!r}], tokenizer=tokenizer" if tokenizer.stop else "",
-        at_stop=f" or where its text comes to `{tokenizer.stop!r}`" if tokenizer.stop else "",
+        stop=f", stop_strings=[{stop!r}], tokenizer=tokenizer" if stop else "",
+        at_stop=f" or where its text comes to `{stop!r}`" if stop else "",
         eos="` or `".join(filter(None, map(tokenizer.backend.id_to_token, stop_ids(tokenizer)))),
         chat=CHAT_LINES if chat else "",
         whole=", add_special_tokens=False" if chat else "",  # the template has written them
@@ -77,11 +77,12 @@ def export_model(
     which_model: str | Path | None = None,
     prompt: str | None = None,
     stop: str | None = None,
+    chat: str | None = None,
 ) -> Path:
     """Write a trained model as a directory that `transformers`, TRL and vLLM open, with a card; returns the directory.
 
     `source` is a run folder of `rfs train`, a model directory, or a checkpoint file, for which `which_model`
-    says what was trained. `prompt` and `stop` are how to ask it, where that is not as it was trained.
+    says what was trained. `prompt`, `stop` and `chat` are how to ask it, where that is not as it was trained.
     Raises ValueError for anything else, and when `directory` holds something already.
     """
     source, directory = Path(source), Path(directory)
@@ -99,6 +100,6 @@ def export_model(
                 f"{source} is neither a run folder with a trained model in it, nor a model directory, nor a checkpoint"
             )
         model, tokenizer = load_model_and_tokenizer(origin, "cpu")
-    ask_as(tokenizer, prompt, stop)
+    ask_as(tokenizer, prompt, stop, chat)
     card = export_card(directory.resolve().name, source.resolve().name, model, tokenizer)
     return save_model(model, tokenizer, directory, card)
