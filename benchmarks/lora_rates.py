@@ -1,6 +1,8 @@
 """Which learning rate do adapters want? The runs of `rfs train --lora-rank R --lr X`, over seeds; then means.
 
-    python benchmarks/lora_rates.py --seeds 3 --csv benchmarks/lora_rates.csv
+    python benchmarks/lora_rates.py --ranks 1 8 --seeds 1 --csv benchmarks/lora_rates.csv
+    python benchmarks/lora_rates.py --ranks 1 8 --rates 1e-3 --csv benchmarks/lora_rates.csv
+    python benchmarks/lora_rates.py --ranks 0 --rates 3e-4 --csv benchmarks/lora_rates.csv
 
 Rank 0 stands for training all weights. `accuracy` is that of greedy answers to 200 held-out problems after the last
 step, `last_reward` the mean reward of the last ten steps. Runs that are in the file already are not repeated.
