@@ -118,7 +118,7 @@ def test_llama3_scaling_is_found_in_the_factors(tmp_path):
 @torch.no_grad()
 def test_weights_of_every_type_are_what_the_package_makes_of_them(kind, tmp_path):
     kind = gguf.GGMLQuantizationType[kind]
-    model = family_model("qwen2", head_dim=32)
+    model = family_model("qwen2", head_dim=32, hidden_dim=64)
     folder = import_gguf(write(tmp_path / "m.gguf", "qwen2", model, kind), tmp_path / "m")
     found, _ = load_model_and_tokenizer(folder, "cpu")
     assert found.cfg["dtype"] == (torch.bfloat16 if kind.name == "BF16" else torch.float32)
