@@ -7,9 +7,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
-from rfs_utils.files import replace_file
+from rfs_utils.files import replace_file, write_json
+from rfs_utils.hub.families import to_hf_config
+from rfs_utils.hub.weights import to_hf_names
+from rfs_utils.qwen3 import QWEN3_CONFIG_06B, QWEN3_CONFIG_TINY, Qwen3Model
 
+# The sizes of models that are measured with random weights.
+SHAPES = {
+    "tiny": QWEN3_CONFIG_TINY,
+    "smollm2": {
+        "vocab_size": 49_152, "context_length": 8192, "emb_dim": 576, "n_heads": 9, "n_layers": 30, "hidden_dim": 1536,
+        "head_dim": 64, "n_kv_groups": 3, "rope_base": 100_000.0, "rms_norm_eps": 1e-5, "dtype": torch.bfloat16,
+        "qk_norm": False,
+    },
+    "qwen3-0.6b": QWEN3_CONFIG_06B,
+}  # fmt: skip
 EXAMPLE = {"problem": "", "answer": "1"}  # prompts are counted in tokens, so the text itself does not matter
 
 
@@ -26,6 +40,23 @@ class FixedPrompt:
 
     def decode(self, ids) -> str:
         return ""
+
+
+def random_model(shape: str, device: torch.device | str = "cpu") -> Qwen3Model:
+    """A model of one of SHAPES with random weights, in bfloat16 but for the tiny one."""
+    torch.manual_seed(0)
+    model = Qwen3Model(SHAPES[shape])
+    with torch.no_grad():
+        for p in (p for p in model.parameters() if p.ndim > 1):
+            p.normal_(std=0.02)
+    return model.to(device).eval()
+
+
+def save_random_model(shape: str, folder: str | Path) -> None:
+    """The same model as a directory that `transformers` opens."""
+    model = random_model(shape)
+    save_file(to_hf_names(dict(model.named_parameters())), Path(folder) / "model.safetensors", {"format": "pt"})
+    write_json(Path(folder) / "config.json", to_hf_config(model.cfg, model.cfg["dtype"]))
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:

@@ -1,5 +1,6 @@
 """Benchmarks run: each one's help, and those of a training step at a small size."""
 
+import csv
 import json
 import runpy
 import sys
@@ -26,10 +27,22 @@ def test_help(monkeypatch, capsys, name):
     assert ended.value.code == 0 and "usage:" in capsys.readouterr().out
 
 
-def test_a_step_of_the_tiny_shape(monkeypatch, capsys):
-    run(monkeypatch, "step_speed", "--one", "ours", "--steps", "1", "--rollouts", "2", "--tokens", "4")
+@pytest.mark.parametrize("weights", [(), ("--dtype", "bfloat16"), ("--dtype", "bfloat16", "--lora-rank", "2")])
+def test_a_step_of_the_tiny_shape(monkeypatch, capsys, weights):
+    run(monkeypatch, "step_speed", "--one", "ours", "--steps", "1", "--rollouts", "2", "--tokens", "4", *weights)
     found = json.loads(capsys.readouterr().out)
     assert found["seconds"] > 0 and found["peak_mb"] > 0
+
+
+def test_a_gpus_table_on_a_cpu(monkeypatch, tmp_path):
+    sizes = ("--rollouts", "2", "--tokens", "4", "--steps", "1", "--shapes", "tiny", "--device", "cpu")
+    run(monkeypatch, "gpu", *sizes, "--csv", str(tmp_path / "gpu.csv"))
+    with (tmp_path / "gpu.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["contestant"] == "ours"]
+    assert [row["weights"] for row in rows] == ["float32", "bfloat16", "lora"]
+    assert all(float(row["seconds"]) > 0 and float(row["tokens_per_second"]) > 0 for row in rows)
+    run(monkeypatch, "gpu", *sizes, "--minutes", "0", "--csv", str(tmp_path / "late.csv"))
+    assert "no time left" in (tmp_path / "late.csv").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("arguments", [("--memory", "low"), ("--chapter", "--optimizer", "8bit", "--micro-batch", "1")])
