@@ -445,7 +445,7 @@ def add_export(parser) -> None:
         "how to ask it.",
         "rfs export runs/mine --to my-model",
         "rfs export runs/mine/checkpoints/step-00050 --to step-50",
-        "rfs export weights.pth --model qwen3-0.6b-base --prompt my-prompt.txt --to my-model",
+        "rfs export weights.pth --model qwen3-0.6b-base --prompt mine.txt --to dir",
     )
     source_help = "run folder, model directory, or file of weights: .safetensors or .pth"
     parser.add_argument("source", metavar="RUN", help=source_help)

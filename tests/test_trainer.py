@@ -640,8 +640,8 @@ def test_damaged_model_directories_are_named(damage, tmp_path, monkeypatch, caps
         weights.write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
         message = "they do not belong together"
     else:
-        (directory / "config.json").write_text('{"model_type": "llama"}')
-        message = "only 'qwen3' is supported"
+        (directory / "config.json").write_text('{"model_type": "gemma"}')
+        message = "describes a 'gemma' model; supported are qwen3, qwen2, llama"
     assert run(tmp_path, monkeypatch, "--model", str(directory)) == 2
     err = capsys.readouterr().err.strip()
     assert re.search(message, err) and len(err.splitlines()) == 1
