@@ -1,9 +1,11 @@
 """Methods side by side: the runs, the file, and the arithmetic of the table."""
 
-
 import pytest
+from small import make_directory
 
 from rfs_utils.cli import main
+from rfs_utils.data import generated
+from rfs_utils.evaluate import Evaluation
 from rfs_utils.runs import compare
 from rfs_utils.runs.compare import (
     COLUMNS,
@@ -89,3 +91,17 @@ def test_equal_seconds_are_interpolated(tmp_path):
     assert "equal seconds (10)" in table
     slow = next(line for line in table.splitlines() if line.startswith("slow"))
     assert "80.0%" in slow and "40.0%" in slow
+
+
+@pytest.mark.parametrize("data", ["stories-1", "tiny"])
+def test_accuracy_is_that_of_the_kind_of_problems_that_were_trained(data, monkeypatch, tmp_path):
+    asked = []
+
+    def evaluate(model, tokenizer, problems, *rest):
+        asked.extend(problem["problem"] for problem in problems)
+        return Evaluation([{"correct": 0, "tokens": 1}])
+
+    monkeypatch.setattr(compare, "evaluate_model", evaluate)
+    model = str(make_directory(tmp_path / "m"))
+    short_run(5, model=model, data=data, steps=1, prompts_per_step=1, num_rollouts=2, max_new_tokens=4)
+    assert asked == 2 * [problem["problem"] for problem in generated(data, 5, "test")]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ..data import ask_as, generate_tiny_problems
+from ..data import GENERATED, ask_as, generated
 from ..engine.config import TrainConfig, format_config, read_config
 from ..engine.learner import Learner, training_problems
 from ..evaluate import evaluate_model
@@ -29,14 +29,15 @@ COLUMNS = ("method", "seed", "step", "rollouts", "seconds", "accuracy", "tokens"
 def short_run(
     num_problems: int = 200, clock: Callable[[], float] = time.perf_counter, **settings
 ) -> dict[str, list[float | None]]:
-    """Train a tiny model without writing anything; returns the columns that `rfs train` writes to metrics.csv.
+    """Train a model, on the CPU, without writing anything; returns the columns that `rfs train` writes to metrics.csv.
 
-    `settings` are those of TrainConfig. Accuracy on `num_problems` held-out problems is measured before the first
-    step, as step 0, every `eval_every` steps, and after the last; `seconds`, by `clock`, counts training alone.
+    `settings` are those of TrainConfig. Accuracy on `num_problems` held-out problems, of the kind of `data` where that
+    is generated, else tiny ones, is measured before the first step, as step 0, every `eval_every` steps, and after the
+    last; `seconds`, by `clock`, counts training alone.
     """
     config = TrainConfig(**settings)
     model, tokenizer = load_model_and_tokenizer(config.model, "cpu")
-    held_out = generate_tiny_problems(num_problems, "test", seed=0)
+    held_out = generated(config.data if config.data in GENERATED else "tiny", num_problems, "test")
     learner = Learner(config, model, tokenizer, training_problems(config))
     seed_everything(config.seed)  # now that modules of rewards, which may draw as well, are imported
     rows: list[dict] = []
