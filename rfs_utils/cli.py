@@ -345,9 +345,9 @@ def add_compare(parser) -> None:
         parser,
         "Train several methods under equal conditions, over several seeds, and print a table with intervals. "
         "Evaluations go to a CSV file, and the settings to a TOML file beside it; runs that are there already are not "
-        "repeated. Accuracy is that of greedy answers to 200 held-out problems, of --data where that is generated, else "
-        "tiny ones: after the last step (equal "
-        "rollouts), and when each had used the seconds of the quickest run (equal seconds).",
+        "repeated. Accuracy is that of greedy answers to 200 held-out problems, of --data where that is generated, "
+        "else tiny ones: after the last step (equal rollouts), and when each had used the seconds of the quickest run "
+        "(equal seconds).",
         "rfs compare --methods grpo,rloo --seeds 3 --steps 20 --csv short.csv",
         "rfs compare --methods grpo,rloo,dapo --steps 40 --csv family.csv",
     )
