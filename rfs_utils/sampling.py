@@ -66,7 +66,8 @@ def is_end(tokens: torch.Tensor, stops: int | Sequence[int] | None) -> torch.Ten
 def ends(tokens: torch.Tensor, stops: Stops) -> torch.Tensor:
     """(N,) bool: which of N responses, (N, T) without padding, end with their last token."""
     if isinstance(stops, StopText):
-        return torch.tensor([stops.ends(row) for row in tokens.tolist()], dtype=torch.bool, device=tokens.device)
+        tails = tokens[:, -stops.reach :].tolist()
+        return torch.tensor([stops.ends(tail) for tail in tails], dtype=torch.bool, device=tokens.device)
     return is_end(tokens[:, -1], stops)
 
 

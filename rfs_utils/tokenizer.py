@@ -278,11 +278,14 @@ class StopText:
     ids: tuple[int, ...]
     decode: Callable[[list[int]], str]
 
+    @property
+    def reach(self) -> int:
+        """How many last tokens must be looked at: one for each byte, and one, as some decoders strip the first blank."""
+        return len(self.text.encode()) + 1
+
     def ends(self, token_ids: list[int]) -> bool:
         """Whether the last token of a response ends it."""
-        # A token holds a byte or more; one more token, since some decoders strip the blank of the first.
-        tail = token_ids[-len(self.text.encode()) - 1 :]
-        return token_ids[-1] in self.ids or self.text in self.decode(tail)
+        return token_ids[-1] in self.ids or self.text in self.decode(token_ids[-self.reach :])
 
 
 def stops(tokenizer: Tokenizer) -> tuple[int, ...] | StopText:
