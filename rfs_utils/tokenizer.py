@@ -280,7 +280,7 @@ class StopText:
 
     @property
     def reach(self) -> int:
-        """How many last tokens must be looked at: one for each byte, and one, as some decoders strip the first blank."""
+        """The last tokens to look at: one for each byte, and one more, as some decoders strip the first blank."""
         return len(self.text.encode()) + 1
 
     def ends(self, token_ids: list[int]) -> bool:
