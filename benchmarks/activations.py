@@ -1,11 +1,15 @@
 """What the layers of Qwen3-0.6B keep about each position for the backward pass, next to a row of logits.
 
-    python benchmarks/activations.py
+    python benchmarks/activations.py --csv benchmarks/activations.csv
 
 The difference between a model of two layers and one of one layer, both with random weights, times all its layers.
 """
 
+import argparse
+from pathlib import Path
+
 import torch
+from common import write_rows
 
 from rfs_utils.qwen3 import QWEN3_CONFIG_06B, Qwen3Model
 
@@ -29,8 +33,20 @@ def saved_bytes(n_layers: int) -> int:
     return sum(kept.values()) if hidden.requires_grad else 0
 
 
-if __name__ == "__main__":
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--csv", type=Path)
+    args = parser.parse_args()
     layers, vocab = QWEN3_CONFIG_06B["n_layers"], QWEN3_CONFIG_06B["vocab_size"]
     body = (saved_bytes(2) - saved_bytes(1)) * layers / POSITIONS
-    print(f"{layers} layers: {body / 1e6:.1f} MB a position; a row of logits in float32: {vocab * 4 / 1e6:.1f} MB")
-    print(f"8 rollouts of {POSITIONS} positions: {8 * POSITIONS * body / 1e9:.0f} GB in the layers")
+    row = {
+        "layers_mb_a_position": round(body / 1e6, 2), "row_of_logits_mb": round(vocab * 4 / 1e6, 2),
+        "positions": POSITIONS, "layers_gb_of_8_rollouts": round(8 * POSITIONS * body / 1e9, 1),
+    }  # fmt: skip
+    print(row)
+    if args.csv:
+        write_rows(args.csv, [row])
+
+
+if __name__ == "__main__":
+    main()

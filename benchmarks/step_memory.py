@@ -22,7 +22,7 @@ from functools import wraps
 from pathlib import Path
 
 import torch
-from common import EXAMPLE, FixedPrompt
+from common import EXAMPLE, FixedPrompt, random_model
 
 
 class Clock:
@@ -85,7 +85,8 @@ def run_ours(args, device: torch.device) -> dict:
         temperature=args.temperature, top_p=args.top_p, lr=1e-5, memory=args.memory, optimizer=args.optimizer,
         micro_batch=args.micro_batch, lora_rank=args.lora_rank,
     )  # fmt: skip
-    model, tokenizer = random_qwen3(args, device)
+    model = random_model("qwen3-0.6b", device)
+    tokenizer = FixedPrompt(args.prompt_tokens, model.cfg["vocab_size"])
     clock = Clock(device)
     experience.sample_rollouts = clock.watch("sampling", experience.sample_rollouts)
     update.backpropagate = clock.watch("backward", update.backpropagate)
@@ -112,7 +113,8 @@ def run_chapter(args, device: torch.device) -> dict:
     from rfs_utils import ch06
     from rfs_utils.engine.optim import make_optimizer
 
-    model, tokenizer = random_qwen3(args, device)
+    model = random_model("qwen3-0.6b", device)
+    tokenizer = FixedPrompt(args.prompt_tokens, model.cfg["vocab_size"])
     optimizer = make_optimizer(args.optimizer, model.parameters(), 1e-5)
     clock = Clock(device)
     ch06.reward_rlvr = random_reward
@@ -135,17 +137,6 @@ def run_chapter(args, device: torch.device) -> dict:
         "package": "rfs-utils, chapter 6", "optimizer": args.optimizer, "dtype": "bfloat16",
         "micro_batch": args.micro_batch, **clock.report(),
     }  # fmt: skip
-
-
-def random_qwen3(args, device: torch.device):
-    """A model of the shape of Qwen3-0.6B with random weights, and what stands for its tokenizer."""
-    from rfs_utils.qwen3 import QWEN3_CONFIG_06B, Qwen3Model
-
-    model = Qwen3Model(QWEN3_CONFIG_06B)
-    with torch.no_grad():
-        for p in (p for p in model.parameters() if p.ndim > 1):
-            p.normal_(std=0.02)
-    return model.to(device).eval(), FixedPrompt(args.prompt_tokens, model.cfg["vocab_size"])
 
 
 def run_peer(args, device: torch.device) -> dict:

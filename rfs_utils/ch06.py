@@ -6,7 +6,7 @@ __all__ = ['sample_tokens', 'Rollouts', 'sample_batch', 'sample_response', 'rewa
            'compute_grpo_loss', 'update_weights', 'save_checkpoint', 'append_csv_metrics', 'format_cell',
            'held_out_metrics', 'log_step', 'train_rlvr_grpo']
 
-# %% ../ch06/ch06.ipynb #a9e08bad
+# %% ../ch06/ch06.ipynb #8e5d67b1
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -23,11 +23,12 @@ from .data import render_prompt
 from .decode import decoder
 from .grading import extract_final_candidate, grade_answer
 from .qwen3 import KVCache, Qwen3Model
-from .sampling import Stops, check_group, check_sampling, choose_token, ends, top_p_filter
+from .sampling import Stops, check_group, check_sampling, choose_token
+from .sampling import ends, top_p_filter
 from .shapes import check_shapes
 from .tokenizer import Tokenizer, encode_prompts, response_text, stops
 
-# %% ../ch06/ch06.ipynb #dcd86eea
+# %% ../ch06/ch06.ipynb #7f421567
 def sample_tokens(
     model: Callable[..., torch.Tensor],
     logits: torch.Tensor,
@@ -42,8 +43,8 @@ def sample_tokens(
 
     `logits`, (rows, vocab_size), predict the first new token. Returns the tokens and their log-probabilities as
     sampled, both (rows, longest response) with zeros after a row's end, and the lengths, (rows,), which count the
-    end-of-sequence token; `eos_token_id` can be several, or a `StopText`. `uniform`, (rows, max_new_tokens),
-    decides the draws. Defined in ch06, 6.5.
+    end-of-sequence token; `eos_token_id` can be several, or a `StopText`.
+    `uniform`, (rows, max_new_tokens), decides the draws. Defined in ch06, 6.5.
     """
     rows, device = logits.shape[0], logits.device
     if uniform is None:
@@ -78,7 +79,7 @@ class Rollouts:
     tokens: torch.Tensor  # (N, T) responses, padded on the right
     lengths: torch.Tensor  # (N,) response lengths, the end-of-sequence token included
     texts: list[str]  # N decoded responses, without the end-of-sequence token
-    logps: torch.Tensor | None = None  # (N, T) log-probabilities as sampled, 0 at padding
+    logps: torch.Tensor | None = None  # (N, T) as sampled, 0 at padding
 
     @property
     def mask(self) -> torch.Tensor:
@@ -86,7 +87,7 @@ class Rollouts:
         positions = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         return (positions[None, :] < self.lengths[:, None]).float()
 
-# %% ../ch06/ch06.ipynb #7679825a
+# %% ../ch06/ch06.ipynb #016f8c03
 @torch.no_grad()
 def sample_batch(
     model: Qwen3Model,
@@ -208,7 +209,8 @@ def response_logprobs(
 ) -> torch.Tensor:
     """Log-probabilities of all response tokens, (N, T), with gradient; use `rollouts.mask` for the padding.
 
-    With `micro_batch`, the gradient needs the memory of so many rollouts only, and a second forward pass. Defined in ch06, 6.8.
+    With `micro_batch`, the gradient needs the memory of so many rollouts only, and a
+    second forward pass. Defined in ch06, 6.8.
     """
     ids = torch.cat([rollouts.prompt_ids, rollouts.tokens], dim=1)
     first = rollouts.prompt_ids.shape[1] - 1  # the last prompt position predicts the first response token
@@ -216,7 +218,8 @@ def response_logprobs(
     def score(rows: slice) -> torch.Tensor:
         num_pad = None if rollouts.num_pad is None else rollouts.num_pad[rows]
         hidden = model.hidden_states(ids[rows], num_pad=num_pad)
-        return token_logprobs(model.logits(hidden[:, first:-1]), rollouts.tokens[rows], temperature, top_p)
+        logits = model.logits(hidden[:, first:-1])
+        return token_logprobs(logits, rollouts.tokens[rows], temperature, top_p)
 
     if micro_batch is None:
         return score(slice(None))
@@ -233,7 +236,7 @@ def policy_gradient_loss(logps: torch.Tensor, advantages: torch.Tensor, mask: to
     summed = (logps.masked_fill(mask == 0, 0.0) * mask).sum(dim=-1)  # not 0 times minus infinity
     return -(advantages.detach() * summed).sum() / (mask.sum(dim=-1) > 0).sum().clamp(min=1)
 
-# %% ../ch06/ch06.ipynb #6e999ef1
+# %% ../ch06/ch06.ipynb #7e393d6a
 def compute_grpo_loss(
     model: Qwen3Model,
     tokenizer: Tokenizer,
@@ -337,8 +340,15 @@ def held_out_metrics(model: Qwen3Model, evaluate: Callable | None, due: bool) ->
     }
 
 # %% ../ch06/ch06.ipynb #264323e0
-def log_step(csv_log_path: str | Path, step: int, total_steps: int, stats: dict, held_out: dict, show: bool) -> None:
-    """Append a step to the CSV log, and print it when it is time, or when there is something new on held-out problems."""
+def log_step(
+    csv_log_path: str | Path,
+    step: int,
+    total_steps: int,
+    stats: dict,
+    held_out: dict,
+    show: bool,
+) -> None:
+    """Append a step to the CSV log; print it to `show` it, or with a held-out result."""
     judged = [reward for reward in stats["rewards"] if reward is not None]
     reward_avg = sum(judged) / len(judged) if judged else None
     avg_response_len = sum(sample["gen_len"] for sample in stats["samples"]) / len(stats["samples"])
@@ -346,9 +356,10 @@ def log_step(csv_log_path: str | Path, step: int, total_steps: int, stats: dict,
     accuracy = held_out.get("eval_accuracy")
     if show or accuracy is not None:
         shown = "none" if reward_avg is None else f"{reward_avg:.3f}"
+        tested = "" if accuracy is None else f" held-out accuracy={accuracy:.1%}"
         print(
             f"[Step {step}/{total_steps}] loss={stats['loss']:.3f} reward_avg={shown} "
-            f"avg_resp_len={avg_response_len:.1f}" + ("" if accuracy is None else f" held-out accuracy={accuracy:.1%}")
+            f"avg_resp_len={avg_response_len:.1f}{tested}"
         )
 
 # %% ../ch06/ch06.ipynb #4a61b62b
@@ -389,7 +400,7 @@ def train_rlvr_grpo(
             )  # fmt: skip
             update_weights(model, optimizer, stats)
             held_out = held_out_metrics(model, evaluate, due=step % evaluate_every == 0)
-            log_step(csv_log_path, step, steps, stats, held_out, show=step % print_every == 0)
+            log_step(csv_log_path, step, steps, stats, held_out, step % print_every == 0)
             if checkpoint_every and step % checkpoint_every == 0:
                 save_checkpoint(model, checkpoint_dir, step)
     except KeyboardInterrupt:

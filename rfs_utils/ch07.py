@@ -7,7 +7,7 @@ __all__ = ['MetricsSource', 'KL_KINDS', 'METHODS', 'moving_average', 'plot_grpo_
            'combine_rewards', 'rewards_differ', 'compute_advantages', 'loss_total', 'policy_loss',
            'soft_overlong_penalty']
 
-# %% ../ch07/ch07.ipynb #2b6c9ea2
+# %% ../ch07/ch07.ipynb #f9b43342
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -31,7 +31,7 @@ def moving_average(values: Sequence[float], window: int) -> list[float]:
     parts = [values[max(0, i + 1 - window) : i + 1] for i in range(len(values))]
     return [sum(part) / len(part) for part in parts]
 
-# %% ../ch07/ch07.ipynb #5b133236
+# %% ../ch07/ch07.ipynb #ce5c9e7a
 MetricsSource = str | Path | dict  # the path of a metrics.csv, or its columns
 
 
@@ -65,7 +65,7 @@ def plot_grpo_metrics(
 
     return draw_panels(columns, draw)
 
-# %% ../ch07/ch07.ipynb #50b5d152
+# %% ../ch07/ch07.ipynb #e483ff97
 def read_runs(
     paths: MetricsSource | Sequence[MetricsSource], required: Sequence[str]
 ) -> list[dict]:

@@ -155,22 +155,28 @@ def test_micro_batches_add_up(tokenizer):
 # ---------------------------------------------------------------- on disk
 
 
-def test_a_stored_adapter_has_pefts_names_and_comes_back(tmp_path):
-    base = make_directory(tmp_path / "base")
+def stored_adapter(folder):
+    """A model with adapters that change it, its base's directory, and its adapter's."""
+    base, adapter = make_directory(folder / "base"), folder / "adapter"
     model = load_model(base)
     add_adapters(model, 3, alpha=6)
     for _, layer in adapted(model):
         torch.nn.init.normal_(layer.B, std=0.1)
-    (tmp_path / "adapter").mkdir()
-    write_adapter(get_adapter(model, str(base)), tmp_path / "adapter")
-    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    adapter.mkdir()
+    write_adapter(get_adapter(model, str(base)), adapter)
+    return model, base, adapter
+
+
+def test_a_stored_adapter_has_pefts_names_and_comes_back(tmp_path):
+    model, base, adapter = stored_adapter(tmp_path)
+    config = json.loads((adapter / "adapter_config.json").read_text())
     assert (config["peft_type"], config["r"], config["lora_alpha"], config["bias"]) == ("LORA", 3, 6, "none")
     assert config["base_model_name_or_path"] == str(base) and config["target_modules"] == sorted(THEIRS)
-    stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    stored = load_file(adapter / "adapter_model.safetensors")
     assert len(stored) == 2 * 7 * 2
     assert stored["base_model.model.model.layers.1.mlp.down_proj.lora_A.weight"].shape == (3, 48)
     assert stored["base_model.model.model.layers.0.self_attn.k_proj.lora_B.weight"].shape == (32, 3)
-    merged, _ = load_model_and_tokenizer(tmp_path / "adapter", "cpu")
+    merged, _ = load_model_and_tokenizer(adapter, "cpu")
     ids = ids_of(model)
     torch.testing.assert_close(merged(ids), model(ids), rtol=1e-5, atol=1e-5)
     assert (merged(ids) - load_model(base)(ids)).abs().max() > 0.1
@@ -181,14 +187,8 @@ def test_peft_opens_a_stored_adapter(tmp_path):
     peft = pytest.importorskip("peft", reason="peft is not installed")
     from transformers import AutoModelForCausalLM
 
-    base = make_directory(tmp_path / "base")
-    model = load_model(base)
-    add_adapters(model, 3, alpha=6)
-    for _, layer in adapted(model):
-        torch.nn.init.normal_(layer.B, std=0.1)
-    (tmp_path / "adapter").mkdir()
-    write_adapter(get_adapter(model, str(base)), tmp_path / "adapter")
-    theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base).eval(), tmp_path / "adapter")
+    model, base, adapter = stored_adapter(tmp_path)
+    theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base).eval(), adapter)
     ids = ids_of(model)
     with torch.no_grad():
         torch.testing.assert_close(theirs(ids).logits, model(ids), rtol=1e-4, atol=1e-4)

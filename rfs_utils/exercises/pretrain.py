@@ -5,7 +5,7 @@ __all__ = ['Mixture', 'PRETRAIN_LEVELS', 'TINY_CARD', 'train_tokenizer', 'write_
            'batches', 'new_model', 'next_token_loss', 'fit', 'measure_habits', 'final_number', 'write_reasoning',
            'reasoning_documents', 'pretrain_all', 'finish', 'kept_when_interrupted']
 
-# %% ../../exercises/pretraining.ipynb #9cc47eb9
+# %% ../../exercises/pretraining.ipynb #0d24ec19
 import random
 import re
 import tempfile
@@ -130,7 +130,7 @@ def next_token_loss(model: Qwen3Model, ids: torch.Tensor, is_response: torch.Ten
     hidden = model.hidden_states(ids)[:, :-1][predicts]
     return F.cross_entropy(model.logits(hidden), ids[:, 1:][predicts], reduction="none")
 
-# %% ../../exercises/pretraining.ipynb #efb67bee
+# %% ../../exercises/pretraining.ipynb #0271bd5f
 def fit(model: Qwen3Model, tokenizer: HFTokenizer, recipe: PretrainRecipe, source: Callable = documents) -> list[float]:
     """Train a model in place by a recipe on a source of documents; returns the loss of every step."""
     rng = random.Random(recipe.seed)
