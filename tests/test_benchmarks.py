@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from rfs_utils import qwen3
+from rfs_utils.qwen3 import QWEN3_CONFIG_TINY
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 PROGRAMS = sorted(path.stem for path in FOLDER.glob("*.py") if "ArgumentParser" in path.read_text(encoding="utf-8"))
@@ -54,8 +55,10 @@ def test_memory_of_a_step(monkeypatch, capsys, arguments):
         (experience, "sample_rollouts"), (update, "backpropagate"), (ch06, "reward_rlvr"), (ch06, "sample_batch"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, getattr(module, name))
-    small = qwen3.QWEN3_CONFIG_TINY | {"dtype": qwen3.QWEN3_CONFIG_06B["dtype"]}
-    monkeypatch.setattr(qwen3, "QWEN3_CONFIG_06B", small)
+    monkeypatch.syspath_prepend(FOLDER)
+    import common
+
+    monkeypatch.setitem(common.SHAPES, "qwen3-0.6b", QWEN3_CONFIG_TINY | {"dtype": torch.bfloat16})
     run(monkeypatch, "step_memory", *arguments, "--rollouts", "4", "--max-new-tokens", "6", "--device", "cpu")
     found = json.loads(capsys.readouterr().out)
     assert found["optimizer"] == "8bit" and found["peak_gb"] > 0
