@@ -22,6 +22,16 @@ SHAPES = {
         "head_dim": 64, "n_kv_groups": 3, "rope_base": 100_000.0, "rms_norm_eps": 1e-5, "dtype": torch.bfloat16,
         "qk_norm": False,
     },
+    "smollm2-360m": {
+        "vocab_size": 49_152, "context_length": 8192, "emb_dim": 960, "n_heads": 15, "n_layers": 32, "hidden_dim": 2560,
+        "head_dim": 64, "n_kv_groups": 5, "rope_base": 100_000.0, "rms_norm_eps": 1e-5, "dtype": torch.bfloat16,
+        "qk_norm": False,
+    },
+    "qwen2.5-0.5b": {
+        "vocab_size": 151_936, "context_length": 32_768, "emb_dim": 896, "n_heads": 14, "n_layers": 24,
+        "hidden_dim": 4864, "head_dim": 64, "n_kv_groups": 2, "rope_base": 1_000_000.0, "rms_norm_eps": 1e-6,
+        "dtype": torch.bfloat16, "qk_norm": False, "qkv_bias": True,
+    },
     "qwen3-0.6b": QWEN3_CONFIG_06B,
 }  # fmt: skip
 EXAMPLE = {"problem": "", "answer": "1"}  # prompts are counted in tokens, so the text itself does not matter

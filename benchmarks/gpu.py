@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--prompt-tokens", type=int, default=100)
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["tiny", "smollm2", "qwen3-0.6b"])
     parser.add_argument("--minutes", type=float, default=8, help="nothing more is begun after so many")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--csv", type=Path)

@@ -1,9 +1,10 @@
-"""Memory and time of one full GRPO step at the shape of Qwen3-0.6B, with random weights; prints one line of JSON.
+"""Memory and time of one full GRPO step at the shape of Qwen3-0.6B, or another, with random weights; prints JSON.
 
     python benchmarks/step_memory.py --rollouts 8 --max-new-tokens 512 --memory low
     python benchmarks/step_memory.py --rollouts 8 --max-new-tokens 512 --memory low --lora-rank 8
     python benchmarks/step_memory.py --rollouts 4 --max-new-tokens 128 --peer
     python benchmarks/step_memory.py --chapter --optimizer 8bit --micro-batch 1
+    python benchmarks/step_memory.py --shape smollm2-360m --prompts 4 --rollouts 8 --max-new-tokens 24
 
 No response ends early, so that all lengths are exact, and rewards are random, so that every rollout has an advantage.
 The peak is the whole process's resident memory, or on CUDA the allocator's. `--peer` runs the same step with the
@@ -22,7 +23,7 @@ from functools import wraps
 from pathlib import Path
 
 import torch
-from common import EXAMPLE, FixedPrompt, random_model
+from common import EXAMPLE, SHAPES, FixedPrompt, random_model
 
 
 class Clock:
@@ -81,11 +82,11 @@ def run_ours(args, device: torch.device) -> dict:
     from rfs_utils.engine.config import TrainConfig
 
     config = TrainConfig(
-        prompts_per_step=1, num_rollouts=args.rollouts, max_new_tokens=args.max_new_tokens,
+        prompts_per_step=args.prompts, num_rollouts=args.rollouts, max_new_tokens=args.max_new_tokens,
         temperature=args.temperature, top_p=args.top_p, lr=1e-5, memory=args.memory, optimizer=args.optimizer,
-        micro_batch=args.micro_batch, lora_rank=args.lora_rank,
+        micro_batch=args.micro_batch, lora_rank=args.lora_rank, dtype=args.dtype,
     )  # fmt: skip
-    model = random_model("qwen3-0.6b", device)
+    model = random_model(args.shape, device)
     tokenizer = FixedPrompt(args.prompt_tokens, model.cfg["vocab_size"])
     clock = Clock(device)
     experience.sample_rollouts = clock.watch("sampling", experience.sample_rollouts)
@@ -113,7 +114,7 @@ def run_chapter(args, device: torch.device) -> dict:
     from rfs_utils import ch06
     from rfs_utils.engine.optim import make_optimizer
 
-    model = random_model("qwen3-0.6b", device)
+    model = random_model(args.shape, device)
     tokenizer = FixedPrompt(args.prompt_tokens, model.cfg["vocab_size"])
     optimizer = make_optimizer(args.optimizer, model.parameters(), 1e-5)
     clock = Clock(device)
@@ -176,12 +177,15 @@ def run_peer(args, device: torch.device) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="qwen3-0.6b")
+    parser.add_argument("--prompts", type=int, default=1, help="problems in a step of the trainer's")
     parser.add_argument("--rollouts", type=int, default=8)
     parser.add_argument("--max-new-tokens", type=int, default=512)
     parser.add_argument("--prompt-tokens", type=int, default=100)
     parser.add_argument("--steps", type=int, default=1, help="full steps; times are the last one's")
     parser.add_argument("--memory", default="low", choices=["auto", "low"])
     parser.add_argument("--optimizer", default="auto")
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--micro-batch", type=int, default=0)
     parser.add_argument("--lora-rank", type=int, help="train adapters of this rank beside frozen weights")
     parser.add_argument("--temperature", type=float, default=0.8, help="the book's default, as is --top-p's")
@@ -201,8 +205,9 @@ def main() -> None:
     random.seed(0)
     device = torch.device(args.device)
     settings = {
-        "rollouts": args.rollouts, "max_new_tokens": args.max_new_tokens, "prompt_tokens": args.prompt_tokens,
-        "steps": args.steps, "temperature": args.temperature, "top_p": args.top_p, "device": device.type,
+        "shape": args.shape, "prompts": args.prompts, "rollouts": args.rollouts,
+        "max_new_tokens": args.max_new_tokens, "prompt_tokens": args.prompt_tokens, "steps": args.steps,
+        "temperature": args.temperature, "top_p": args.top_p, "device": device.type,
         "threads": torch.get_num_threads(), "torch": torch.__version__,
     }  # fmt: skip
     run = run_peer if args.peer else run_chapter if args.chapter else run_ours
