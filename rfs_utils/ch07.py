@@ -25,7 +25,7 @@ from .plots import STYLE, USUAL, draw_panels, read_metrics, tint
 from .qwen3 import Qwen3Model
 from .shapes import check_shapes
 
-# %% ../ch07/ch07.ipynb #03e60576
+# %% ../ch07/ch07.ipynb #f859bc3d
 def moving_average(values: Sequence[float], window: int) -> list[float]:
     """Mean of the last `window` values at each place; at first, of what there is.
 
@@ -36,7 +36,7 @@ def moving_average(values: Sequence[float], window: int) -> list[float]:
     parts = [values[max(0, i + 1 - window) : i + 1] for i in range(len(values))]
     return [sum(part) / len(part) for part in parts]
 
-# %% ../ch07/ch07.ipynb #ce5c9e7a
+# %% ../ch07/ch07.ipynb #75177ed6
 MetricsSource = str | Path | dict  # the path of a metrics.csv, or its columns
 Runs = MetricsSource | Sequence[MetricsSource]  # several differ in their seeds
 
@@ -67,7 +67,7 @@ def plot_grpo_metrics(
 
     return draw_panels(columns, draw)
 
-# %% ../ch07/ch07.ipynb #new10
+# %% ../ch07/ch07.ipynb #c93bb795
 def read_runs(paths: Runs, required: Sequence[str]) -> list[dict]:
     """The columns of one run or several, read where a run is a path."""
     paths = [paths] if isinstance(paths, (str, Path, dict)) else paths
@@ -93,7 +93,7 @@ def steps_and_values(table: dict, column: str, window: int) -> dict[int, float]:
     smooth = moving_average([value for _, value in found], window)
     return {step: value for (step, _), value in zip(found, smooth)}
 
-# %% ../ch07/ch07.ipynb #e483ff97
+# %% ../ch07/ch07.ipynb #48979dbf
 def draw_band(ax, series: Sequence[dict[int, float]], color: str, **line) -> None:
     """Mean of several runs over the steps they share, in a band from low to high."""
     steps = sorted(set.intersection(*(set(one) for one in series)))
@@ -112,7 +112,7 @@ def legend_above(ax) -> None:
     place = {"loc": "lower left", "bbox_to_anchor": (0, 1.2), "borderaxespad": 0}
     ax.legend(handles=handles, ncols=3, handlelength=2.8, **place)
 
-# %% ../ch07/ch07.ipynb #1fbdc0ea
+# %% ../ch07/ch07.ipynb #001f06c5
 def compute_advantage_stats(advantages: torch.Tensor) -> dict[str, float]:
     """Mean, standard deviation and extremes of advantages, (B, G).
 
@@ -126,7 +126,7 @@ def compute_advantage_stats(advantages: torch.Tensor) -> dict[str, float]:
         "zero_signal_groups": (advantages == 0).all(dim=1).float().mean().item(),
     }
 
-# %% ../ch07/ch07.ipynb #18ed68e7
+# %% ../ch07/ch07.ipynb #7f780f98
 @torch.no_grad()
 def sequence_logprob_and_entropy(
     model: Qwen3Model, token_ids: torch.Tensor, prompt_len: int
@@ -146,7 +146,7 @@ def entropy_of(logps: torch.Tensor) -> torch.Tensor:
     """Entropy, (...), of log-probabilities, (..., vocab_size); 0 log 0 is 0."""
     return -(logps.exp() * logps.masked_fill(logps == -torch.inf, 0.0)).sum(dim=-1)
 
-# %% ../ch07/ch07.ipynb #52af078f
+# %% ../ch07/ch07.ipynb #bc64ed6c
 def clipped_objective(
     ratio: torch.Tensor,
     advantages: torch.Tensor,
@@ -160,7 +160,7 @@ def clipped_objective(
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     return torch.min(ratio * advantages, clipped * advantages)
 
-# %% ../ch07/ch07.ipynb #074b6bcf
+# %% ../ch07/ch07.ipynb #497a37df
 def is_clipped(
     ratio: torch.Tensor,
     advantages: torch.Tensor,
@@ -172,7 +172,7 @@ def is_clipped(
     too_low = (advantages < 0) & (ratio < 1 - clip_low)
     return too_high | too_low
 
-# %% ../ch07/ch07.ipynb #4f13836e
+# %% ../ch07/ch07.ipynb #5a2ff058
 def importance_ratio(
     logps: torch.Tensor,
     old_logps: torch.Tensor,
@@ -194,7 +194,7 @@ def log_ratio(logps: torch.Tensor, other_logps: torch.Tensor) -> torch.Tensor:
     impossible = (logps == -torch.inf) & (other_logps == -torch.inf)
     return (logps - other_logps).masked_fill(impossible, 0.0)
 
-# %% ../ch07/ch07.ipynb #eec08db5
+# %% ../ch07/ch07.ipynb #aec74447
 KL_KINDS = ("k1", "k2", "k3", "ratio_k3")
 
 
@@ -225,7 +225,7 @@ def kl_estimate(
         ratio = torch.exp(log_ratio(logps, logps.detach()))
     return ratio * k3
 
-# %% ../ch07/ch07.ipynb #b12d9765
+# %% ../ch07/ch07.ipynb #30355538
 _UNTAGGED = r"(?:(?!</?think>).)*"
 _THOUGHT = re.compile(
     rf"\s*<think>{_UNTAGGED}</think>(?P<answer>{_UNTAGGED})", re.DOTALL
@@ -241,7 +241,7 @@ def reward_format(answer_text: str) -> float:
     answer = re.sub(r"<\|[a-z_]+\|>", "", match["answer"]) if match else ""
     return float(bool(answer.strip()))
 
-# %% ../ch07/ch07.ipynb #new60
+# %% ../ch07/ch07.ipynb #2a09a683
 @dataclass(frozen=True)
 class AdvantageSettings:
     """How rewards become advantages: reward minus baseline, over scale."""
@@ -253,7 +253,7 @@ class AdvantageSettings:
     positives_only: bool = False  # advantage 1 for rewarded rollouts, 0 for the others
     separate_rewards: bool = False  # standardise each reward before they are added up
 
-# %% ../ch07/ch07.ipynb #6ffe58ca
+# %% ../ch07/ch07.ipynb #9541cbe1
 @dataclass(frozen=True)
 class Method(AdvantageSettings):
     """What sets a method apart; by default, chapter 6's GRPO with PPO's clipping."""
@@ -284,7 +284,7 @@ class Method(AdvantageSettings):
         values = ((f, getattr(self, f.name)) for f in fields(self))
         return {f.name: value for f, value in values if value != f.default}
 
-# %% ../ch07/ch07.ipynb #ae863370
+# %% ../ch07/ch07.ipynb #6c39b456
 METHODS = {
     "grpo": Method(),  # as chapter 6 adds it up; the paper, arXiv 2402.03300, does:
     "grpo_mean": Method(aggregate="sequence_mean"),  # the mean over each response
@@ -315,7 +315,7 @@ METHODS = {
     "asymmetric": Method(negative_weight=0.25),  # ours
 }  # fmt: skip
 
-# %% ../ch07/ch07.ipynb #8eeb4110
+# %% ../ch07/ch07.ipynb #758d6701
 def reward_baseline(
     rewards: torch.Tensor, kind: str, greedy_rewards: torch.Tensor | None = None
 ) -> torch.Tensor | float:
@@ -339,7 +339,7 @@ def reward_baseline(
         return greedy_rewards[:, None]
     return 0.0
 
-# %% ../ch07/ch07.ipynb #new69
+# %% ../ch07/ch07.ipynb #b5223c4b
 def rewards_differ(rewards: torch.Tensor, dim: int | None = None) -> torch.Tensor:
     """Whether the judged rewards along a dimension, which is kept, are not all equal.
 
@@ -353,7 +353,7 @@ def rewards_differ(rewards: torch.Tensor, dim: int | None = None) -> torch.Tenso
         rewards.masked_fill(unjudged, -torch.inf).amax(dim=dim, keepdim=True) > lowest
     )
 
-# %% ../ch07/ch07.ipynb #new70
+# %% ../ch07/ch07.ipynb #d35a3934
 def centre_and_scale(
     rewards: torch.Tensor,
     judged: torch.Tensor,
@@ -379,7 +379,7 @@ def centre_and_scale(
         else advantages
     )
 
-# %% ../ch07/ch07.ipynb #new72
+# %% ../ch07/ch07.ipynb #32e035b5
 def combine_rewards(
     rewards: torch.Tensor, weights: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -410,7 +410,7 @@ def combine_standardised(
     standardised = standardised * rewards_differ(parts, 1)
     return combine_rewards(standardised, weights).masked_fill(~judged, torch.nan)
 
-# %% ../ch07/ch07.ipynb #f6950f2e
+# %% ../ch07/ch07.ipynb #675fda84
 def compute_advantages(
     rewards: torch.Tensor,
     method: Method,
@@ -440,7 +440,7 @@ def compute_advantages(
     advantages = torch.where(compared, advantages.nan_to_num(0.0), 0.0)
     return torch.where(advantages < 0, method.negative_weight * advantages, advantages)
 
-# %% ../ch07/ch07.ipynb #d04a362e
+# %% ../ch07/ch07.ipynb #6b07e224
 def loss_total(
     mask: torch.Tensor,
     advantages: torch.Tensor,
@@ -461,7 +461,7 @@ def loss_total(
     room = (max_new_tokens or mask.shape[1]) if method.aggregate == "constant" else 1
     return counted.sum().item() * room
 
-# %% ../ch07/ch07.ipynb #new80
+# %% ../ch07/ch07.ipynb #f0a08290
 def rollout_losses(
     losses: torch.Tensor, mask: torch.Tensor, method: Method
 ) -> torch.Tensor:
@@ -475,7 +475,7 @@ def token_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mean, (N, 1), of values, (N, T), over each rollout's tokens in the mask."""
     return (values * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
 
-# %% ../ch07/ch07.ipynb #new83
+# %% ../ch07/ch07.ipynb #a5b1e82c
 def token_losses(
     logps: torch.Tensor,
     old_logps: torch.Tensor,
@@ -506,7 +506,7 @@ def token_losses(
         loss = loss + method.kl_coef * kl
     return loss
 
-# %% ../ch07/ch07.ipynb #new85
+# %% ../ch07/ch07.ipynb #06a9e73c
 def zero_at_padding(mask: torch.Tensor, *logps: torch.Tensor | None) -> list:
     """Log-probabilities with 0 outside of the mask; None stays None.
 
@@ -514,7 +514,7 @@ def zero_at_padding(mask: torch.Tensor, *logps: torch.Tensor | None) -> list:
     """
     return [None if x is None else x.masked_fill(mask == 0, 0.0) for x in logps]
 
-# %% ../ch07/ch07.ipynb #363df2f7
+# %% ../ch07/ch07.ipynb #692d3bd0
 def policy_loss(
     logps: torch.Tensor,
     old_logps: torch.Tensor | None,
@@ -545,7 +545,7 @@ def policy_loss(
     total = max(1.0, loss_total(mask, advantages, method)) if total is None else total
     return rollout_losses(losses, mask, method).sum() / total
 
-# %% ../ch07/ch07.ipynb #27b6b112
+# %% ../ch07/ch07.ipynb #8075febe
 def soft_overlong_penalty(
     lengths: torch.Tensor, max_new_tokens: int, buffer: int
 ) -> torch.Tensor:
