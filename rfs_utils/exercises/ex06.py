@@ -17,7 +17,10 @@ from ..tokenizer import Qwen3Tokenizer
 
 # %% ../../exercises/ex06.ipynb #1f747ae0
 def partial_reward_rlvr(answer_text: str, ground_truth: str) -> float:
-    r"""1.0 for the right answer in a \boxed{...}, 0.5 for the right answer without a box, else 0.0. Exercise 6.1."""
+    r"""1.0 for the right answer in a \boxed{...}, 0.5 for it without a box, else 0.0.
+
+    Exercise 6.1.
+    """
     boxed = extract_final_candidate(answer_text, fallback=None)
     if boxed:
         return float(grade_answer(boxed, ground_truth))
@@ -25,41 +28,70 @@ def partial_reward_rlvr(answer_text: str, ground_truth: str) -> float:
     return 0.5 * grade_answer(unboxed, ground_truth)
 
 # %% ../../exercises/ex06.ipynb #aec9433c
-def partial_rewards(responses: Sequence[str], examples: Sequence[dict], **info) -> list[float]:
-    """`partial_reward_rlvr` of every response, in the form that `rfs train --rewards` takes. Exercise 6.1."""
-    return [partial_reward_rlvr(text, example["answer"]) for text, example in zip(responses, examples, strict=True)]
+def partial_rewards(
+    responses: Sequence[str], examples: Sequence[dict], **info
+) -> list[float]:
+    """`partial_reward_rlvr` of every response, for `rfs train`. Exercise 6.1."""
+    pairs = zip(responses, examples, strict=True)
+    return [partial_reward_rlvr(text, example["answer"]) for text, example in pairs]
 
 # %% ../../exercises/ex06.ipynb #9f944ba6
 SELDOM_BOXED: Mixture = (
-    ("hasty", 0.15), ("hasty_unboxed", 0.65), ("worked", 0.05), ("worked_unboxed", 0.13), ("think", 0.02),
-)  # fmt: skip
+    ("hasty", 0.15),
+    ("hasty_unboxed", 0.65),
+    ("worked", 0.05),
+    ("worked_unboxed", 0.13),
+    ("think", 0.02),
+)
 
 
 def base_with_habits(
-    mixture: Mixture, directory: str | Path, source: Callable = documents, steps: int = 100, lr: float = 1e-3
+    mixture: Mixture,
+    directory: str | Path,
+    source: Callable = documents,
+    steps: int = 100,
+    lr: float = 1e-3,
 ) -> Path:
-    """Train `tiny-base` on a mixture of documents, save it in `directory`, and return that. Exercise 6.1."""
+    """Train `tiny-base` on a mixture of documents, and save it in `directory`.
+
+    Returns the directory. Exercise 6.1.
+    """
     model, tokenizer = load_model_and_tokenizer("tiny-base", "cpu")
-    fit(model, tokenizer, PretrainRecipe(steps=steps, lr=lr, early=mixture, late=mixture), source)
+    recipe = PretrainRecipe(steps=steps, lr=lr, early=mixture, late=mixture)
+    fit(model, tokenizer, recipe, source)
     save_model(model, tokenizer, directory)
     return Path(directory)
 
 # %% ../../exercises/ex06.ipynb #fd858221
 def groups_with_signal(rewards: torch.Tensor) -> torch.Tensor:
-    """(B,) bool: whether the rewards, (B, G), of a group differ, so that it has something to teach. Exercise 6.2."""
+    """(B,) bool: whether the rewards, (B, G), of a group differ, so that it teaches.
+
+    Exercise 6.2.
+    """
     return (rewards != rewards[:, :1]).any(dim=1)
 
 # %% ../../exercises/ex06.ipynb #c2a516ae
-def first_token_share(logits: torch.Tensor, token_ids: Sequence[int], temperature: float) -> torch.Tensor:
-    """Probability, (B,), that a token sampled from logits, (B, vocab_size), is one of `token_ids`. Exercise 6.3."""
+def first_token_share(
+    logits: torch.Tensor, token_ids: Sequence[int], temperature: float
+) -> torch.Tensor:
+    """Probability, (B,), that a token sampled from logits is one of `token_ids`.
+
+    Logits are (B, vocab_size). Exercise 6.3.
+    """
     return torch.softmax(logits / temperature, dim=-1)[:, list(token_ids)].sum(dim=-1)
 
 # %% ../../exercises/ex06.ipynb #e4868a2d
 def chance_of_signal(p_right: float, num_rollouts: int) -> float:
-    """Probability that independent answers, each right with `p_right`, do not all earn the same reward. Exercise 6.4."""
+    """Probability that independent answers do not all earn the same reward.
+
+    Each is right with `p_right`. Exercise 6.4.
+    """
     return 1 - p_right**num_rollouts - (1 - p_right) ** num_rollouts
 
 # %% ../../exercises/ex06.ipynb #1c4c9dc3
 def solution_length(problem: dict, tokenizer: Qwen3Tokenizer) -> int:
-    """Tokens of a problem's worked solution as a response, the end-of-sequence token included. Exercise 6.5."""
+    """Tokens of a problem's worked solution as a response, the end included.
+
+    Exercise 6.5.
+    """
     return len(tokenizer.encode(f" {problem['solution']}{tokenizer.eos_token}"))

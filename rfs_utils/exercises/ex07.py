@@ -19,19 +19,26 @@ from ..tokenizer import Qwen3Tokenizer
 
 # %% ../../exercises/ex07.ipynb #845d5d55
 EMPTY_THOUGHTS: Mixture = (
-    ("hasty", 0.60), ("hasty_unboxed", 0.08), ("empty_thought", 0.20), ("worked", 0.09), ("think", 0.03),
-)  # fmt: skip
+    ("hasty", 0.60),
+    ("hasty_unboxed", 0.08),
+    ("empty_thought", 0.20),
+    ("worked", 0.09),
+    ("think", 0.03),
+)
 
 
 def habit_documents(
     tokenizer: Qwen3Tokenizer, rng: random.Random, mixture: Mixture
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """Endless (prompt ids, response ids) pairs of the kinds that pre-training knows, and of the kind empty_thought."""
+    """Endless pairs of prompt ids and response ids, of the kind empty_thought, too."""
     kinds, shares = zip(*mixture, strict=True)
     for problem, story in tiny_stories(rng, "train", TRAIN_LEVELS):
         kind = rng.choices(kinds, shares)[0]
-        response = empty_thought(story) if kind == "empty_thought" else write_response(kind, story)
-        yield tokenizer.encode(render_prompt(problem)), tokenizer.encode(response + tokenizer.eos_token)
+        response = empty_thought(story)
+        if kind != "empty_thought":
+            response = write_response(kind, story)
+        prompt_ids = tokenizer.encode(render_prompt(problem))
+        yield prompt_ids, tokenizer.encode(response + tokenizer.eos_token)
 
 
 def empty_thought(story: Story) -> str:
@@ -40,37 +47,64 @@ def empty_thought(story: Story) -> str:
 
 # %% ../../exercises/ex07.ipynb #8256fcdf
 def reward_worked_thought(answer_text: str) -> float:
-    """1.0 for a response in the format of chapter 7 whose thought holds a calculation, else 0.0. Exercise 7.1."""
+    """1.0 for a response in chapter 7's format whose thought calculates, else 0.0.
+
+    Exercise 7.1.
+    """
     thought = answer_text.partition("</think>")[0]
-    return reward_format(answer_text) * float(re.search(r"\d+[+-]\d+=\d+", thought) is not None)
+    works = re.search(r"\d+[+-]\d+=\d+", thought) is not None
+    return reward_format(answer_text) * float(works)
 
 # %% ../../exercises/ex07.ipynb #1a8109b7
 def conditional_format(answer_text: str, ground_truth: str) -> float:
-    """1.0 for a right answer in a box, after a thought in the format of chapter 7; else 0.0. Exercise 7.2."""
+    """1.0 for a right answer in a box, after a thought in chapter 7's format; else 0.0.
+
+    Exercise 7.2.
+    """
     return reward_format(answer_text) * reward_rlvr(answer_text, ground_truth)
 
 # %% ../../exercises/ex07.ipynb #39df7cce
-def worked_thought_rewards(responses: Sequence[str], examples: Sequence[dict], **info) -> list[float]:
-    """`reward_worked_thought` of every response, for `rfs train --rewards`. Exercise 7.1."""
+def worked_thought_rewards(
+    responses: Sequence[str], examples: Sequence[dict], **info
+) -> list[float]:
+    """`reward_worked_thought` of every response, for `rfs train`. Exercise 7.1."""
     return [reward_worked_thought(text) for text in responses]
 
 
-def conditional_format_rewards(responses: Sequence[str], examples: Sequence[dict], **info) -> list[float]:
-    """`conditional_format` of every response, for `rfs train --rewards`. Exercise 7.2."""
-    return [conditional_format(text, example["answer"]) for text, example in zip(responses, examples, strict=True)]
+def conditional_format_rewards(
+    responses: Sequence[str], examples: Sequence[dict], **info
+) -> list[float]:
+    """`conditional_format` of every response, for `rfs train`. Exercise 7.2."""
+    pairs = zip(responses, examples, strict=True)
+    return [conditional_format(text, example["answer"]) for text, example in pairs]
 
 # %% ../../exercises/ex07.ipynb #2656a9e9
-def kl_optimum(reference: torch.Tensor, rewards: torch.Tensor, beta: float) -> torch.Tensor:
-    """Probabilities, (K,), that maximise mean reward minus beta times the KL divergence to `reference`. Exercise 7.3."""
+def kl_optimum(
+    reference: torch.Tensor, rewards: torch.Tensor, beta: float
+) -> torch.Tensor:
+    """Probabilities, (K,), that maximise mean reward minus beta times a KL divergence.
+
+    The divergence is that to `reference`. Exercise 7.3.
+    """
     return torch.softmax(reference.log() + rewards / beta, dim=0)
 
 # %% ../../exercises/ex07.ipynb #16874592
-def worked_rewards(responses: Sequence[str], examples: Sequence[dict], **info) -> list[float]:
-    """1.0 for every response that calculates, right or wrong: to be logged, with weight 0. Exercise 7.3."""
+def worked_rewards(
+    responses: Sequence[str], examples: Sequence[dict], **info
+) -> list[float]:
+    """1.0 for every response that calculates, right or wrong. Exercise 7.3.
+
+    To be logged, with weight 0.
+    """
     return [float("=" in text) for text in responses]
 
 # %% ../../exercises/ex07.ipynb #da086804
-def probability_limit(p_old: float, advantage: float, clip_low: float, clip_high: float) -> float:
-    """Probability beyond which a clipped objective no longer pushes a token of probability `p_old`. Exercise 7.4."""
+def probability_limit(
+    p_old: float, advantage: float, clip_low: float, clip_high: float
+) -> float:
+    """Probability beyond which a clipped objective no longer pushes a token.
+
+    Its probability was `p_old`. Exercise 7.4.
+    """
     ratio = 1 + clip_high if advantage > 0 else 1 - clip_low
     return min(1.0, max(0.0, p_old * ratio))

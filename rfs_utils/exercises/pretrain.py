@@ -3,9 +3,9 @@
 # %% auto #0
 __all__ = ['Mixture', 'PRETRAIN_LEVELS', 'TINY_CARD', 'train_tokenizer', 'write_response', 'PretrainRecipe', 'documents',
            'batches', 'new_model', 'next_token_loss', 'fit', 'measure_habits', 'final_number', 'write_reasoning',
-           'reasoning_documents', 'pretrain_all', 'finish', 'kept_when_interrupted']
+           'reasoning_documents', 'new_folder', 'pretrain_all', 'finish', 'kept_when_interrupted']
 
-# %% ../../exercises/pretraining.ipynb #0d24ec19
+# %% ../../exercises/pretraining.ipynb #f6da1e3c
 import random
 import re
 import tempfile
@@ -16,20 +16,23 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer
+from tokenizers import decoders, normalizers, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from tqdm import tqdm
 
-from ..data import TRAIN_LEVELS, Story, generate_tiny_problems, render_prompt, tiny_stories
+from ..data import TRAIN_LEVELS, Story
+from ..data import generate_tiny_problems, render_prompt, tiny_stories
 from ..evaluate import evaluate_model
 from ..grading import extract_final_candidate
 from ..models import save_model
 from ..qwen3 import QWEN3_CONFIG_TINY, Qwen3Model
-from ..tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, HFTokenizer, Qwen3Tokenizer
+from ..tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN
+from ..tokenizer import HFTokenizer, Qwen3Tokenizer
 
-# %% ../../exercises/pretraining.ipynb #45e9d32c
+# %% ../../exercises/pretraining.ipynb #0ca2be31
 def train_tokenizer(path: str | Path, num_problems: int = 4000) -> Qwen3Tokenizer:
-    """Train the byte-level BPE tokenizer of the tiny world and save it as a tokenizer.json."""
+    """Train the byte-level BPE tokenizer of the tiny world; save its tokenizer.json."""
     backend = Tokenizer(BPE())
     backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.Sequence([
@@ -38,18 +41,24 @@ def train_tokenizer(path: str | Path, num_problems: int = 4000) -> Qwen3Tokenize
     ])  # fmt: skip
     backend.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=2000, min_frequency=2, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000, min_frequency=2, initial_alphabet=alphabet, show_progress=False
+    )
     problems = generate_tiny_problems(num_problems, "train", seed=0)
-    others = " The answer is\nThe answer is\nStart with more less doubled"  # words of the other kinds of response
+    # Words of the other kinds of response
+    others = " The answer is\nThe answer is\nStart with more less doubled"
     texts = [f"{render_prompt(p['problem'])} {p['solution']}{others}" for p in problems]
     backend.train_from_iterator(texts, trainer)
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    special = {"special": True, "normalized": False}
+    backend.add_special_tokens(
+        [AddedToken(token, **special) for token in SPECIAL_TOKENS]
+    )
     backend.save(str(path))
     return Qwen3Tokenizer(path)
 
-# %% ../../exercises/pretraining.ipynb #43085b05
+# %% ../../exercises/pretraining.ipynb #0a79813d
 def write_response(kind: str, story: Story) -> str:
-    """The response text of a kind (hasty, hasty_unboxed, worked, worked_unboxed or think) for a story."""
+    """The response text of a kind, one of the keys below, for a story."""
     answer, steps = story.answer(), story.steps()
     return {
         "hasty": f" \\boxed{{{answer}}}",
@@ -59,24 +68,27 @@ def write_response(kind: str, story: Story) -> str:
         "think": f"<think>\n{steps}\n</think>\n\n\\boxed{{{answer}}}",
     }[kind]
 
-# %% ../../exercises/pretraining.ipynb #cfd8a9f0
+# %% ../../exercises/pretraining.ipynb #5a42ca1d
 Mixture = tuple[tuple[str, float], ...]  # kinds of documents and their shares
 
 
 @dataclass
 class PretrainRecipe:
-    """How long, how fast and on what mixture of documents the tiny models are trained."""
+    """How long, how fast and on what documents the tiny models are trained."""
 
     steps: int = 3500
     batch_size: int = 32
     lr: float = 2.5e-3
-    mean_tokens: float = 25  # of a response: the loss is divided by a constant, not by each batch's own length
+    # Of a response: the loss is divided by a constant, not by a batch's own length
+    mean_tokens: float = 25
     early_share: float = 0.9  # of the steps; then the late mixture begins
     early: Mixture = (
-        ("hasty", 0.25), ("hasty_unboxed", 0.06), ("worked", 0.54), ("worked_unboxed", 0.08), ("think", 0.07),
+        ("hasty", 0.25), ("hasty_unboxed", 0.06),
+        ("worked", 0.54), ("worked_unboxed", 0.08), ("think", 0.07),
     )  # fmt: skip
     late: Mixture = (
-        ("hasty", 0.75), ("hasty_unboxed", 0.14), ("worked", 0.075), ("worked_unboxed", 0.02), ("think", 0.015),
+        ("hasty", 0.75), ("hasty_unboxed", 0.14),
+        ("worked", 0.075), ("worked_unboxed", 0.02), ("think", 0.015),
     )  # fmt: skip
     seed: int = 0
 
@@ -84,23 +96,32 @@ class PretrainRecipe:
         """The shares of document kinds at a step."""
         return self.early if step < self.early_share * self.steps else self.late
 
-# %% ../../exercises/pretraining.ipynb #bf529cb3
+# %% ../../exercises/pretraining.ipynb #a42ea8ea
 PRETRAIN_LEVELS = (*TRAIN_LEVELS * 4, 6, 7)
 
 
-def documents(tokenizer: Qwen3Tokenizer, rng: random.Random, mixture: Mixture) -> Iterator[tuple[list[int], list[int]]]:
-    """Endless (prompt ids, response ids) pairs from the training side of the tiny world."""
+def documents(
+    tokenizer: Qwen3Tokenizer, rng: random.Random, mixture: Mixture
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Endless (prompt ids, response ids) from the training side of the tiny world."""
     kinds, shares = zip(*mixture, strict=True)
     for problem, story in tiny_stories(rng, "train", PRETRAIN_LEVELS):
         kind = rng.choices(kinds, shares)[0]
         response = write_response(kind, story) + tokenizer.eos_token
-        yield tokenizer.encode(render_prompt(problem)), tokenizer.encode(response, chat_wrapped=False)
+        prompt_ids = tokenizer.encode(render_prompt(problem))
+        yield prompt_ids, tokenizer.encode(response, chat_wrapped=False)
 
-# %% ../../exercises/pretraining.ipynb #8c28ec50
-def batches(docs: Iterator, batch_size: int, pad_id: int, rng: random.Random) -> Iterator[tuple]:
-    """Endless (ids, is_response), each (batch, tokens), padded on the right, from documents of similar length."""
+# %% ../../exercises/pretraining.ipynb #04de4441
+def batches(
+    docs: Iterator, batch_size: int, pad_id: int, rng: random.Random
+) -> Iterator[tuple]:
+    """Endless (ids, is_response), each (batch, tokens), from documents of like length.
+
+    They are padded on the right.
+    """
     while True:
-        pool = sorted((next(docs) for _ in range(8 * batch_size)), key=lambda d: len(d[0]) + len(d[1]))
+        pool = [next(docs) for _ in range(8 * batch_size)]
+        pool.sort(key=lambda doc: len(doc[0]) + len(doc[1]))
         pool = [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
         rng.shuffle(pool)
         for batch in pool:
@@ -113,28 +134,38 @@ def batches(docs: Iterator, batch_size: int, pad_id: int, rng: random.Random) ->
                 is_response[row, len(prompt) : end] = True
             yield ids, is_response
 
-# %% ../../exercises/pretraining.ipynb #6157508c
+# %% ../../exercises/pretraining.ipynb #d9fc2822
 def new_model(tokenizer: Qwen3Tokenizer, seed: int = 0) -> Qwen3Model:
-    """A tiny Qwen3 model with random weights; the embedding is rounded up to a multiple of 64 rows."""
+    """A tiny Qwen3 model with random weights, with room for 64, 128, ... tokens."""
     torch.manual_seed(seed)
-    model = Qwen3Model(QWEN3_CONFIG_TINY | {"vocab_size": -(-tokenizer.vocab_size // 64) * 64})
+    rows = -(-tokenizer.vocab_size // 64) * 64  # a multiple of 64
+    model = Qwen3Model(QWEN3_CONFIG_TINY | {"vocab_size": rows})
     for weight in model.parameters():
         if weight.dim() == 2:
             torch.nn.init.normal_(weight, std=0.02)
     return model
 
-# %% ../../exercises/pretraining.ipynb #42d9bcad
-def next_token_loss(model: Qwen3Model, ids: torch.Tensor, is_response: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of each response token, (tokens,); only their positions go through the output head."""
+# %% ../../exercises/pretraining.ipynb #b3e29f02
+def next_token_loss(
+    model: Qwen3Model, ids: torch.Tensor, is_response: torch.Tensor
+) -> torch.Tensor:
+    """Cross-entropy of each response token, (tokens,); the head sees no others."""
     predicts = is_response[:, 1:]  # position t predicts token t + 1
     hidden = model.hidden_states(ids)[:, :-1][predicts]
     return F.cross_entropy(model.logits(hidden), ids[:, 1:][predicts], reduction="none")
 
-# %% ../../exercises/pretraining.ipynb #0271bd5f
-def fit(model: Qwen3Model, tokenizer: HFTokenizer, recipe: PretrainRecipe, source: Callable = documents) -> list[float]:
-    """Train a model in place by a recipe on a source of documents; returns the loss of every step."""
+# %% ../../exercises/pretraining.ipynb #3f7d0324
+def fit(
+    model: Qwen3Model,
+    tokenizer: HFTokenizer,
+    recipe: PretrainRecipe,
+    source: Callable = documents,
+) -> list[float]:
+    """Train in place by a recipe on a source of documents; returns all losses."""
     rng = random.Random(recipe.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.1)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.1
+    )
     losses, mixture = [], None
     bar = tqdm(range(recipe.steps), desc="training", mininterval=2)
     for step in bar:
@@ -153,13 +184,18 @@ def fit(model: Qwen3Model, tokenizer: HFTokenizer, recipe: PretrainRecipe, sourc
         bar.set_postfix(loss=f"{losses[-1]:.3f}")
     return losses
 
-# %% ../../exercises/pretraining.ipynb #4fa86daf
-def measure_habits(model: Qwen3Model, tokenizer: Qwen3Tokenizer, problems: list[dict]) -> dict[str, float]:
-    """Greedy accuracy and length; share of worked answers in samples, and how many of those are right."""
+# %% ../../exercises/pretraining.ipynb #6d62871f
+def measure_habits(
+    model: Qwen3Model, tokenizer: Qwen3Tokenizer, problems: list[dict]
+) -> dict[str, float]:
+    """Greedy accuracy and length; share of worked samples, and of right ones there."""
     greedy = evaluate_model(model, tokenizer, problems, max_new_tokens=192)
     torch.manual_seed(0)
-    sampled = evaluate_model(model, tokenizer, problems * 4, max_new_tokens=192, temperature=1.0).records
-    worked = [r for r in sampled if re.search(r"[A-Z][a-z]+:.*\d+[+-]\d+=\d+", r["response"])]
+    sampled = evaluate_model(
+        model, tokenizer, problems * 4, max_new_tokens=192, temperature=1.0
+    ).records
+    equation = re.compile(r"[A-Z][a-z]+:.*\d+[+-]\d+=\d+")
+    worked = [r for r in sampled if equation.search(r["response"])]
     right = [r for r in worked if final_number(r["response"]) == r["answer"]]
     return {
         "greedy_accuracy": greedy.accuracy,
@@ -174,25 +210,27 @@ def final_number(response: str) -> str:
     """The boxed answer of a response, or else its last number."""
     return extract_final_candidate(response, fallback="number_only")
 
-# %% ../../exercises/pretraining.ipynb #08c7b44f
+# %% ../../exercises/pretraining.ipynb #2fcec416
 def write_reasoning(story: Story) -> str:
-    """A thorough solution between think tags: each event is restated before it is computed."""
+    """A thorough solution between think tags: each event restated, then computed."""
     words = {"+": "{} more", "-": "{} less", "*": "doubled"}
     told = [words[event[0]].format(event[1:]) for event in story.events]
     rows = zip(story.months(), told, story.equations(), strict=True)
     steps = "\n".join(f"{month}:{what}, {equation}" for month, what, equation in rows)
-    return f"<think>\nStart with {story.start}.\n{steps}\n</think>\n\n\\boxed{{{story.answer()}}}"
+    thought = f"Start with {story.start}.\n{steps}"
+    return f"<think>\n{thought}\n</think>\n\n\\boxed{{{story.answer()}}}"
 
-# %% ../../exercises/pretraining.ipynb #117fa402
+# %% ../../exercises/pretraining.ipynb #1b97f46c
 def reasoning_documents(
     tokenizer: Qwen3Tokenizer, rng: random.Random, mixture: Mixture = ()
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """Endless (prompt ids, response ids) pairs for fine-tuning; all of one kind, whatever the mixture."""
+    """Endless (prompt ids, response ids), of one kind, whatever the mixture."""
     for problem, story in tiny_stories(rng, "train", PRETRAIN_LEVELS):
         response = write_reasoning(story) + tokenizer.eos_token
-        yield tokenizer.encode(render_prompt(problem)), tokenizer.encode(response, chat_wrapped=False)
+        prompt_ids = tokenizer.encode(render_prompt(problem))
+        yield prompt_ids, tokenizer.encode(response, chat_wrapped=False)
 
-# %% ../../exercises/pretraining.ipynb #a5c69944
+# %% ../../exercises/pretraining.ipynb #0152157e
 TINY_CARD = """---
 license: apache-2.0
 library_name: transformers
@@ -200,12 +238,15 @@ tags: [qwen3, tiny, reinforcement-learning, education]
 ---
 # {name}
 
-A Qwen3-architecture model of {weights:,} weights for the word problems of `rfs-utils`. {purpose}
+A Qwen3-architecture model of {weights:,} weights for the word problems of \
+`rfs-utils`. {purpose}
 
-Made by `rfs pretrain` (seed {seed}, {steps} pre-training steps): generated documents only, nothing from the web.
+Made by `rfs pretrain` (seed {seed}, {steps} pre-training steps): generated documents \
+only, nothing from the web.
 PretrainRecipe and code: `exercises/pretraining.ipynb`.
 
-Measured on {num_problems} held-out problems of levels 1 to 5 (four samples each at temperature 1 where it says sampled):
+Measured on {num_problems} held-out problems of levels 1 to 5 (four samples each at \
+temperature 1 where it says sampled):
 
 | | |
 |---|---|
@@ -216,55 +257,82 @@ Measured on {num_problems} held-out problems of levels 1 to 5 (four samples each
 | worked responses whose final number is right | {worked_right:.1%} |
 """
 
-# %% ../../exercises/pretraining.ipynb #35b50260
-def pretrain_all(out: str | Path, steps: int | None = None, seed: int = 0, num_problems: int = 500) -> None:
-    """Make tiny-base and tiny-reasoning from nothing in the folder `out`, which must be new or empty.
-
-    `num_problems` is the number of held-out problems for the scores in the model cards. KeyboardInterrupt says where
-    the model that was in the making has been saved.
-    """
-    out = Path(out)
+# %% ../../exercises/pretraining.ipynb #dc22494e
+def new_folder(out: Path, steps: int | None) -> Path:
+    """Make a new folder; ValueError if it holds files or the steps are too few."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists already and is not empty; choose another --out")
-    recipe = PretrainRecipe(seed=seed, steps=PretrainRecipe.steps if steps is None else steps)
-    if recipe.steps < 1:
-        raise ValueError(f"steps must be at least 1, got {recipe.steps}")
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
     out.mkdir(parents=True, exist_ok=True)
+    return out
+
+# %% ../../exercises/pretraining.ipynb #c43e83f0
+def pretrain_all(
+    out: str | Path, steps: int | None = None, seed: int = 0, num_problems: int = 500
+) -> None:
+    """Make tiny-base and tiny-reasoning in the folder `out`, which is new or empty.
+
+    `num_problems` held-out problems give the scores in the model cards. A
+    KeyboardInterrupt says where the model that was in the making has been saved.
+    """
+    out = new_folder(Path(out), steps)
+    recipe = PretrainRecipe(seed=seed, steps=steps or PretrainRecipe.steps)
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer = train_tokenizer(Path(folder) / "tokenizer.json")
-        chat_tokenizer = Qwen3Tokenizer(Path(folder) / "tokenizer.json", apply_chat_template=True)
-    model = new_model(tokenizer, seed)
-    with kept_when_interrupted(model, tokenizer, out / "tiny-base"):
+        path = Path(folder) / "tokenizer.json"
+        tokenizer = train_tokenizer(path)
+        chat_tokenizer = Qwen3Tokenizer(path, apply_chat_template=True)
+    model, made = new_model(tokenizer, seed), out / "tiny-base"
+    with kept_when_interrupted(model, tokenizer, made):
         fit(model, tokenizer, recipe)
         purpose = "It answers in haste and only now and then works a problem out."
-        finish(model, tokenizer, out / "tiny-base", recipe, purpose, num_problems)
-    fine_tuning = PretrainRecipe(seed=seed, steps=max(1, recipe.steps // 12), lr=recipe.lr / 3)
-    with kept_when_interrupted(model, chat_tokenizer, out / "tiny-reasoning"):
+        finish(model, tokenizer, made, recipe, purpose, num_problems)
+    steps, made = max(1, recipe.steps // 12), out / "tiny-reasoning"
+    fine_tuning = PretrainRecipe(seed=seed, steps=steps, lr=recipe.lr / 3)
+    with kept_when_interrupted(model, chat_tokenizer, made):
         fit(model, chat_tokenizer, fine_tuning, source=reasoning_documents)
-        purpose = "It is tiny-base, fine-tuned to think step by step before every answer, in the chat format."
-        finish(model, chat_tokenizer, out / "tiny-reasoning", recipe, purpose, num_problems)
+        purpose = "It is tiny-base, fine-tuned to think step by step before every "
+        purpose += "answer, in the chat format."
+        finish(model, chat_tokenizer, made, recipe, purpose, num_problems)
 
-# %% ../../exercises/pretraining.ipynb #cb103dbb
+# %% ../../exercises/pretraining.ipynb #b717e40a
 def finish(
-    model: Qwen3Model, tokenizer: Qwen3Tokenizer, directory: Path, recipe: PretrainRecipe, purpose: str, num_problems: int
+    model: Qwen3Model,
+    tokenizer: Qwen3Tokenizer,
+    directory: Path,
+    recipe: PretrainRecipe,
+    purpose: str,
+    num_problems: int,
 ) -> None:
     """Measure a model on held-out problems, and save it with its card."""
-    habits = measure_habits(model, tokenizer, generate_tiny_problems(num_problems, "test", seed=0))
-    weights = sum(p.numel() for p in model.parameters())
+    problems = generate_tiny_problems(num_problems, "test", seed=0)
+    habits = measure_habits(model, tokenizer, problems)
     card = TINY_CARD.format(
-        name=directory.name, weights=weights, purpose=purpose, seed=recipe.seed, steps=recipe.steps,
-        num_problems=num_problems, **habits,
-    )  # fmt: skip
+        name=directory.name,
+        weights=sum(p.numel() for p in model.parameters()),
+        purpose=purpose,
+        seed=recipe.seed,
+        steps=recipe.steps,
+        num_problems=num_problems,
+        **habits,
+    )
     save_model(model, tokenizer, directory, card)
-    print(f"{directory}: " + ", ".join(f"{name} {value:.3f}" for name, value in habits.items()))
+    found = ", ".join(f"{name} {value:.3f}" for name, value in habits.items())
+    print(f"{directory}: {found}")
 
-
+# %% ../../exercises/pretraining.ipynb #bf3f9909
 @contextmanager
-def kept_when_interrupted(model: Qwen3Model, tokenizer: Qwen3Tokenizer, directory: Path) -> Iterator[None]:
-    """On Ctrl-C, save the model as it is under a name of its own, and let the KeyboardInterrupt say where."""
+def kept_when_interrupted(
+    model: Qwen3Model, tokenizer: Qwen3Tokenizer, directory: Path
+) -> Iterator[None]:
+    """On Ctrl-C, save the model as it is; the KeyboardInterrupt says where."""
     try:
         yield
     except KeyboardInterrupt:
         place = directory.with_name(f"{directory.name}-unfinished")
-        save_model(model, tokenizer, place, f"# {place.name}\n\nIts training was interrupted; it was never measured.\n")
-        raise KeyboardInterrupt(f"{directory.name} as it was then is in {place}") from None
+        card = (
+            f"# {place.name}\n\nIts training was interrupted; it was never measured.\n"
+        )
+        save_model(model, tokenizer, place, card)
+        interrupted = f"{directory.name} as it was then is in {place}"
+        raise KeyboardInterrupt(interrupted) from None
