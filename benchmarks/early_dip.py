@@ -52,13 +52,10 @@ SETTINGS = {
     "no room to work": Setting(limit=16),
     "no room, a coin's reward": Setting(limit=16, rewards="coin"),
     "no room, only boxed answers": Setting(limit=16, rewards="boxed"),
-    "a third of the rate": Setting(lr=7e-5, steps=150),
     "a tenth of the rate": Setting(lr=2e-5, steps=500),
-    "64 rollouts": Setting(rollouts=64),
     "8 problems": Setting(problems=8),
     "no momentum": Setting(betas=(0.0, 0.999)),
     "no room, a tenth of the rate": Setting(limit=16, lr=2e-5, steps=500),
-    "no room, 8 problems": Setting(limit=16, problems=8),
 }
 
 

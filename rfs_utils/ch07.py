@@ -53,7 +53,7 @@ def plot_grpo_metrics(
     accuracy, where they have values; ValueError when none has).
     """
     labelled = isinstance(runs, Mapping) and "step" not in runs
-    groups: Mapping[str, Any] = runs if labelled else {"": runs}
+    groups: Any = runs if labelled else {"": runs}
     tables = {label: read_runs(paths, columns or ()) for label, paths in groups.items()}
     if columns is None:
         columns = columns_with_values(sum(tables.values(), []))

@@ -13,14 +13,15 @@ if TYPE_CHECKING:
 FIGURES = files(__package__) / "figures"
 
 
-def group_figure() -> "HTML":
-    """The advantages of eight rollouts under rewards and a method that the reader chooses; `compute_advantages`."""
-    return _figure("group")
+def group_figure(methods: bool = False) -> "HTML":
+    """GRPO's advantages of eight rollouts under rewards that the reader sets; with `methods`, other methods' too."""
+    html = figure_html("group")
+    return _show(html if methods else html.replace("<label>Method", "<label hidden>Method"))
 
 
 def clip_figure() -> "HTML":
     """PPO's objective of one token under a ratio and limits that the reader moves; `clipped_objective`."""
-    return _figure("clip")
+    return _show(figure_html("clip"))
 
 
 def figure_html(name: str) -> str:
@@ -29,7 +30,7 @@ def figure_html(name: str) -> str:
     return f"<style>\n{style}</style>\n" + (FIGURES / f"{name}.html").read_text(encoding="utf-8")
 
 
-def _figure(name: str) -> "HTML":
+def _show(html: str) -> "HTML":
     from IPython.display import HTML
 
-    return HTML(figure_html(name))
+    return HTML(html)

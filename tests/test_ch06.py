@@ -130,6 +130,21 @@ def test_given_numbers_decide_each_rollout_whatever_stands_beside_it(stopping_mo
         assert alone.texts == together.texts[2 * index : 2 * index + 2]
 
 
+@pytest.mark.parametrize("top_p", [None, 0.9])
+def test_micro_batches_and_pieces_of_the_head_change_nothing(model, tokenizer, top_p, monkeypatch):
+    monkeypatch.setattr(ch06, "HEAD_POSITIONS", 3)
+    rollouts = draw(model, tokenizer, top_p=top_p or 1.0)
+    assert rollouts.tokens.shape[1] > 6, "the example must have several pieces"
+    found = []
+    for micro_batch in (None, 1, 4):
+        logps = ch06.response_logprobs(model, rollouts, 0.7, top_p, micro_batch)
+        loss = ch06.policy_gradient_loss(logps, torch.randn(6, generator=torch.manual_seed(1)), rollouts.mask)
+        found.append([logps, *torch.autograd.grad(loss, list(model.parameters()))])
+    for parts in found[1:]:
+        for expected, part in zip(found[0], parts, strict=True):
+            torch.testing.assert_close(part, expected, atol=1e-5, rtol=1e-4)
+
+
 def test_padding_to_a_greater_length_changes_nothing(model, tokenizer):
     rollouts = draw(model, tokenizer)
     wider = Rollouts(
@@ -315,6 +330,19 @@ def test_training_logs_evaluates_and_saves(model, tokenizer, tmp_path, alternati
     assert all(saved[name].equal(tensor) for name, tensor in model.state_dict().items())
     assert "[Step 4/4]" in capsys.readouterr().out
     assert not list(tmp_path.glob(".*")), "no temporary file may stay"
+
+
+def test_training_prints_as_the_printed_book_does(model, tokenizer, tmp_path, alternating_reward, capsys):
+    train(model, tokenizer, tmp_path, steps=20, checkpoint_every=20)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("]")[0] for line in lines if "loss=" in line] == [f"[Step {k}/20" for k in range(1, 21)]
+    samples = [i for i, line in enumerate(lines) if "sample outputs" in line]
+    assert [lines[i] for i in samples] == ["[Step 10] sample outputs", "[Step 20] sample outputs"]
+    assert lines[samples[0] + 1].startswith("  1) reward=") and " len=" in lines[samples[0] + 1]
+    assert lines[-1] == f"Saved {tmp_path / 'rlvr-grpo-step00020.safetensors'}"
+    train(model, tokenizer, tmp_path, steps=40, start_step=20, print_every=10, checkpoint_every=0)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("]")[0] for line in lines if "loss=" in line] == ["[Step 30/40", "[Step 40/40"]
 
 
 def test_an_interrupt_saves_and_training_goes_on_from_there(model, tokenizer, tmp_path, alternating_reward, capsys):

@@ -24,7 +24,7 @@ from ..models import WEIGHTS_DIR, load_model, save_model
 from .pretrain import next_token_loss
 from ..qwen3 import QWEN3_CONFIG_TINY, Qwen3Model
 
-# %% ../../exercises/addition.ipynb #new5
+# %% ../../exercises/addition.ipynb #d11646e4
 PAD, EOS = "[PAD]", "[EOS]"
 VOCABULARY = [*"0123456789+=", PAD, EOS]
 
@@ -37,7 +37,7 @@ def library_tokenizer(token_to_id: dict[str, int]) -> Tokenizer:
     backend.add_special_tokens([PAD, EOS])
     return backend
 
-# %% ../../exercises/addition.ipynb #cbf61976
+# %% ../../exercises/addition.ipynb #1b3acb73
 class CharacterLevelTokenizer:
     """An addition as one token id a character; [PAD] and [EOS] are one each, too."""
 
@@ -68,7 +68,7 @@ class CharacterLevelTokenizer:
         """The same in the `tokenizers` library, which can write a tokenizer.json."""
         return library_tokenizer(self.token_to_id)
 
-# %% ../../exercises/addition.ipynb #b548517f
+# %% ../../exercises/addition.ipynb #4d59f3d0
 NUM_DIGITS = 3
 MAX_NEW_TOKENS = NUM_DIGITS + 2  # the longest answer, 1998, has four; then [EOS]
 Problem = tuple[str, str]  # prompt and answer
@@ -87,7 +87,7 @@ def sample_datapoint(rng: random.Random, num_digits: int = NUM_DIGITS) -> Proble
     a, b = (rng.randrange(10**num_digits) for _ in range(2))
     return f"{a:0{num_digits}}+{b:0{num_digits}}=", str(a + b)
 
-# %% ../../exercises/addition.ipynb #57f2b81d
+# %% ../../exercises/addition.ipynb #25532c94
 def addition_problems(
     count: int, split: str = "train", seed: int = 0, num_digits: int = NUM_DIGITS
 ) -> list[Problem]:
@@ -121,7 +121,7 @@ def new_addition_model(seed: int = 0, **changes) -> Qwen3Model:
             torch.nn.init.normal_(weight, std=0.02)
     return model
 
-# %% ../../exercises/addition.ipynb #9dc268fe
+# %% ../../exercises/addition.ipynb #44cbf96e
 def greedy_answers(model: Qwen3Model, prompts: Sequence[str]) -> list[str]:
     """The greedy answer to each prompt, special tokens included."""
     tokenizer, device = CharacterLevelTokenizer(), model.tok_emb.weight.device
@@ -147,7 +147,7 @@ def evaluate(model: Qwen3Model, problems: Sequence[Problem]) -> float:
     pairs = zip(texts, problems, strict=True)
     return sum(text == answer + EOS for text, (_, answer) in pairs) / len(problems)
 
-# %% ../../exercises/addition.ipynb #44a83ee3
+# %% ../../exercises/addition.ipynb #b0300189
 def training_batch(problems: Sequence[Problem]) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids, padded on the right, and the mask of the answers, [EOS] included.
 
@@ -163,7 +163,7 @@ def training_batch(problems: Sequence[Problem]) -> tuple[torch.Tensor, torch.Ten
     place = torch.arange(ids.shape[1])
     return ids, (place >= starts[:, None]) & (place < lengths[:, None])
 
-# %% ../../exercises/addition.ipynb #new31
+# %% ../../exercises/addition.ipynb #7e4eb505
 def supervised_step(
     model: Qwen3Model,
     optimizer: torch.optim.Optimizer,
@@ -180,7 +180,7 @@ def supervised_step(
     optimizer.step()
     return loss
 
-# %% ../../exercises/addition.ipynb #4cfe3676
+# %% ../../exercises/addition.ipynb #7ac0aabc
 def pretrain_addition(
     model: Qwen3Model,
     target: float = 0.38,
@@ -211,7 +211,7 @@ def pretrain_addition(
                 return checks
     raise RuntimeError(f"{accuracy:.1%} after {max_steps} steps, below {target:.0%}")
 
-# %% ../../exercises/addition.ipynb #new37
+# %% ../../exercises/addition.ipynb #bd3ff23c
 ADDITION_CARD = """---
 license: apache-2.0
 library_name: transformers
@@ -229,7 +229,7 @@ Made by `rfs_utils.exercises.addition.make_addition_base(DIRECTORY)`, seed {seed
 additions. Recipe and code: `exercises/addition.ipynb`.
 """
 
-# %% ../../exercises/addition.ipynb #b396e332
+# %% ../../exercises/addition.ipynb #32c58c66
 def make_addition_base(directory: str | Path, seed: int = 0) -> Path:
     """Pre-train the lab's base model and save it with its card, as on Hugging Face."""
     model = new_addition_model(seed)
@@ -249,7 +249,7 @@ def load_addition_base() -> tuple[Qwen3Model, CharacterLevelTokenizer]:
     """The shipped base model of the lab, in eval mode on the CPU, and its tokenizer."""
     return load_model(WEIGHTS_DIR / "addition-base"), CharacterLevelTokenizer()
 
-# %% ../../exercises/addition.ipynb #b90e8e1e
+# %% ../../exercises/addition.ipynb #4ff3a232
 def count_carries(a: int, b: int) -> int:
     """How many places carry when a and b, both 0 or more, are added on paper.
 
@@ -262,7 +262,7 @@ def count_carries(a: int, b: int) -> int:
         a, b = a // 10, b // 10
     return carries
 
-# %% ../../exercises/addition.ipynb #b87a44e3
+# %% ../../exercises/addition.ipynb #1766548c
 def read_answer(output: str) -> str:
     """The digits before the first [EOS] of a text, or before padding at its end.
 
@@ -276,7 +276,7 @@ def accuracy_reward(output: str, answer: str) -> float:
     """1.0 when the text's answer is exactly `answer`, else 0.0."""
     return float(read_answer(output) == answer)
 
-# %% ../../exercises/addition.ipynb #7910fe51
+# %% ../../exercises/addition.ipynb #a37aa4d3
 def digit_accuracy_reward(output: str, answer: str) -> float:
     """Share of places, from the left, with the right digit, 0 to 1.
 
@@ -286,7 +286,7 @@ def digit_accuracy_reward(output: str, answer: str) -> float:
     right = sum(x == y for x, y in zip(given, answer, strict=False))
     return right / max(len(given), len(answer))
 
-# %% ../../exercises/addition.ipynb #dabdef07
+# %% ../../exercises/addition.ipynb #bb117639
 def distance_accuracy_reward(output: str, answer: str) -> float:
     """1 - |given - answer| / max(given, answer): 1 for the exact number.
 
@@ -304,7 +304,7 @@ def reward_format(output: str) -> float:
     """1.0 for digits, [EOS], and nothing but padding after it, else 0.0."""
     return float(bool(re.fullmatch(r"[0-9]+\[EOS\](\[PAD\])*", output)))
 
-# %% ../../exercises/addition.ipynb #24a3266c
+# %% ../../exercises/addition.ipynb #253827ee
 def compute_rewards(
     outputs: Sequence[str],
     answers: Sequence[str],

@@ -25,7 +25,7 @@ from ..engine.microbatches import rollout_logprobs
 from ..engine.rollouts import sample_rollouts, select_rollouts
 from ..qwen3 import Qwen3Model
 
-# %% ../../exercises/addition_dpo.ipynb #f3362668
+# %% ../../exercises/addition_dpo.ipynb #57ba7e42
 def choose_pairs(rewards: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of the best and of the worst rollout of each group, (P,) each.
 
@@ -38,7 +38,7 @@ def choose_pairs(rewards: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     differ = (rewards != rewards[:, :1]).any(dim=1)
     return (start + best)[differ], (start + worst)[differ]
 
-# %% ../../exercises/addition_dpo.ipynb #00cd009e
+# %% ../../exercises/addition_dpo.ipynb #e8d0af46
 Pairs = tuple[Rollouts, Rollouts]  # chosen and rejected, rows with the same prompts
 
 
@@ -60,7 +60,7 @@ def sequence_logps(model: Qwen3Model, rollouts: Rollouts) -> torch.Tensor:
     """Summed log-probabilities of the response tokens, (N,), with gradient."""
     return (response_logprobs(model, rollouts) * rollouts.mask).sum(dim=1)
 
-# %% ../../exercises/addition_dpo.ipynb #ffd614c9
+# %% ../../exercises/addition_dpo.ipynb #7624a8fd
 def compute_loss_dpo(
     chosen: torch.Tensor,
     rejected: torch.Tensor,
@@ -75,10 +75,8 @@ def compute_loss_dpo(
     margin = (chosen - ref_chosen) - (rejected - ref_rejected)
     return -F.logsigmoid(beta * margin).mean()
 
-# %% ../../exercises/addition_dpo.ipynb #new20
-PreferenceLoss = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor
-]
+# %% ../../exercises/addition_dpo.ipynb #f67a813d
+PreferenceLoss = Callable[..., torch.Tensor]  # called as compute_loss_dpo
 
 
 def preference_step(
@@ -100,7 +98,7 @@ def preference_step(
     means = {"margin": margin, "chosen": chosen, "rejected": rejected}
     return {"loss": loss.item()} | {name: x.mean().item() for name, x in means.items()}
 
-# %% ../../exercises/addition_dpo.ipynb #98ad5daf
+# %% ../../exercises/addition_dpo.ipynb #ae9d39c3
 def train_dpo(
     model: Qwen3Model,
     pairs: Pairs,
@@ -130,7 +128,7 @@ def train_dpo(
         metrics.append({"step": step + 1, **means})
     return metrics
 
-# %% ../../exercises/addition_dpo.ipynb #0ac8bb20
+# %% ../../exercises/addition_dpo.ipynb #9c847b35
 def iterate_dpo(
     seed: int = 0,
     rounds: int = 25,
@@ -161,7 +159,7 @@ def iterate_dpo(
     each, unknown = problems_per_round * num_rollouts, {"tokens": None, "reward": None}
     return [row | {"rollouts": row["step"] * each, **unknown} for row in rows]
 
-# %% ../../exercises/addition_dpo.ipynb #51f3daa1
+# %% ../../exercises/addition_dpo.ipynb #a5eace4b
 def compute_loss_ipo(
     chosen: torch.Tensor,
     rejected: torch.Tensor,

@@ -4,7 +4,7 @@
 __all__ = ['RECIPES', 'ADDITION_RESULTS', 'Recipe', 'rewarded', 'policy_step', 'leave_one_out_baseline', 'raft_loss',
            'results_row', 'train_recipe']
 
-# %% ../../exercises/addition_rl.ipynb #30625fa8
+# %% ../../exercises/addition_rl.ipynb #34d54e8d
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from ..engine.microbatches import backpropagate
 from ..models import WEIGHTS_DIR
 from ..qwen3 import Qwen3Model
 
-# %% ../../exercises/addition_rl.ipynb #c2668494
+# %% ../../exercises/addition_rl.ipynb #37cbda17
 @dataclass(frozen=True)
 class Recipe:
     """A method and its training; `lr` climbs for ten steps, then falls to zero."""
@@ -40,7 +40,7 @@ class Recipe:
     lr: float = 1.5e-3
     reward_fun: Callable[[str, str], float] = accuracy_reward
 
-# %% ../../exercises/addition_rl.ipynb #new6
+# %% ../../exercises/addition_rl.ipynb #ede6e581
 def rewarded(
     model: Qwen3Model,
     problems: Sequence[Problem],
@@ -59,7 +59,7 @@ def rewarded(
         rollouts.texts, answers, reward_fun, format_weight=0.0
     )
 
-# %% ../../exercises/addition_rl.ipynb #587bf9a9
+# %% ../../exercises/addition_rl.ipynb #b3341a8b
 def policy_step(
     model: Qwen3Model,
     optimizer: torch.optim.Optimizer,
@@ -77,6 +77,7 @@ def policy_step(
     total = max(1.0, loss_total(rollouts.mask, advantages, method, MAX_NEW_TOKENS))
 
     def part_loss(logps, mask, rows):
+        assert rollouts.logps is not None  # they have been sampled
         old, part = rollouts.logps[rows, : logps.shape[1]], advantages[rows]
         return policy_loss(logps, old, None, part, mask, method, total=total)
 
@@ -88,7 +89,7 @@ def policy_step(
     signal, tokens = len(rows) / rewards.numel(), rollouts.lengths.float().mean().item()
     return {"reward": rewards.mean().item(), "tokens": tokens, "signal": signal}
 
-# %% ../../exercises/addition_rl.ipynb #70fc82af
+# %% ../../exercises/addition_rl.ipynb #c1a06088
 def leave_one_out_baseline(rewards: torch.Tensor) -> torch.Tensor:
     """Mean reward of the others of the group, (B, G), for rewards, (B, G), G >= 2.
 
@@ -96,7 +97,7 @@ def leave_one_out_baseline(rewards: torch.Tensor) -> torch.Tensor:
     """
     return (rewards.sum(dim=1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
 
-# %% ../../exercises/addition_rl.ipynb #c62247a8
+# %% ../../exercises/addition_rl.ipynb #d028ee6f
 def raft_loss(
     logps: torch.Tensor, mask: torch.Tensor, rewards: torch.Tensor
 ) -> torch.Tensor:
@@ -117,7 +118,7 @@ RECIPES = {
     "asymmetric": Recipe(METHODS["asymmetric"].changed(negative_weight=0.1), lr=2e-3),
 }
 
-# %% ../../exercises/addition_rl.ipynb #new23
+# %% ../../exercises/addition_rl.ipynb #dfdda371
 def results_row(
     step: int, recipe: Recipe, seconds: float, accuracy: float, since: list[dict]
 ) -> dict:
@@ -131,7 +132,7 @@ def results_row(
     row = {"step": step, "rollouts": rollouts, "seconds": seconds, "accuracy": accuracy}
     return row | means
 
-# %% ../../exercises/addition_rl.ipynb #b3a5cdc5
+# %% ../../exercises/addition_rl.ipynb #a3b7fa44
 def train_recipe(
     recipe: Recipe, seed: int = 0, num_problems: int = 1000, evaluate_every: int = 20
 ) -> list[dict]:

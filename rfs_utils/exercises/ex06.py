@@ -15,7 +15,7 @@ from ..models import load_model_and_tokenizer, save_model
 from .pretrain import Mixture, PretrainRecipe, documents, fit
 from ..tokenizer import Qwen3Tokenizer
 
-# %% ../../exercises/ex06.ipynb #1f747ae0
+# %% ../../exercises/ex06.ipynb #ca488224
 def partial_reward_rlvr(answer_text: str, ground_truth: str) -> float:
     r"""1.0 for the right answer in a \boxed{...}, 0.5 for it without a box, else 0.0.
 
@@ -27,7 +27,7 @@ def partial_reward_rlvr(answer_text: str, ground_truth: str) -> float:
     unboxed = extract_final_candidate(answer_text, fallback="number_then_full")
     return 0.5 * grade_answer(unboxed, ground_truth)
 
-# %% ../../exercises/ex06.ipynb #aec9433c
+# %% ../../exercises/ex06.ipynb #69ccc27d
 def partial_rewards(
     responses: Sequence[str], examples: Sequence[dict], **info
 ) -> list[float]:
@@ -35,7 +35,7 @@ def partial_rewards(
     pairs = zip(responses, examples, strict=True)
     return [partial_reward_rlvr(text, example["answer"]) for text, example in pairs]
 
-# %% ../../exercises/ex06.ipynb #9f944ba6
+# %% ../../exercises/ex06.ipynb #ce8fe6bc
 SELDOM_BOXED: Mixture = (
     ("hasty", 0.15),
     ("hasty_unboxed", 0.65),
@@ -62,7 +62,7 @@ def base_with_habits(
     save_model(model, tokenizer, directory)
     return Path(directory)
 
-# %% ../../exercises/ex06.ipynb #fd858221
+# %% ../../exercises/ex06.ipynb #8da55b35
 def groups_with_signal(rewards: torch.Tensor) -> torch.Tensor:
     """(B,) bool: whether the rewards, (B, G), of a group differ, so that it teaches.
 
@@ -70,7 +70,7 @@ def groups_with_signal(rewards: torch.Tensor) -> torch.Tensor:
     """
     return (rewards != rewards[:, :1]).any(dim=1)
 
-# %% ../../exercises/ex06.ipynb #c2a516ae
+# %% ../../exercises/ex06.ipynb #847495c0
 def first_token_share(
     logits: torch.Tensor, token_ids: Sequence[int], temperature: float
 ) -> torch.Tensor:
@@ -80,7 +80,7 @@ def first_token_share(
     """
     return torch.softmax(logits / temperature, dim=-1)[:, list(token_ids)].sum(dim=-1)
 
-# %% ../../exercises/ex06.ipynb #e4868a2d
+# %% ../../exercises/ex06.ipynb #c751e5d9
 def chance_of_signal(p_right: float, num_rollouts: int) -> float:
     """Probability that independent answers do not all earn the same reward.
 
@@ -88,7 +88,7 @@ def chance_of_signal(p_right: float, num_rollouts: int) -> float:
     """
     return 1 - p_right**num_rollouts - (1 - p_right) ** num_rollouts
 
-# %% ../../exercises/ex06.ipynb #1c4c9dc3
+# %% ../../exercises/ex06.ipynb #1ea5e637
 def solution_length(problem: dict, tokenizer: Qwen3Tokenizer) -> int:
     """Tokens of a problem's worked solution as a response, the end included.
 

@@ -17,7 +17,7 @@ from ..data import TRAIN_LEVELS, Story, render_prompt, tiny_stories
 from .pretrain import Mixture, write_response
 from ..tokenizer import Qwen3Tokenizer
 
-# %% ../../exercises/ex07.ipynb #845d5d55
+# %% ../../exercises/ex07.ipynb #b8812291
 EMPTY_THOUGHTS: Mixture = (
     ("hasty", 0.60),
     ("hasty_unboxed", 0.08),
@@ -45,7 +45,7 @@ def empty_thought(story: Story) -> str:
     """A response that goes through the motions of thinking, and guesses."""
     return f"<think>\n</think>\n\n\\boxed{{{story.answer()}}}"
 
-# %% ../../exercises/ex07.ipynb #8256fcdf
+# %% ../../exercises/ex07.ipynb #203c9f48
 def reward_worked_thought(answer_text: str) -> float:
     """1.0 for a response in chapter 7's format whose thought calculates, else 0.0.
 
@@ -55,7 +55,7 @@ def reward_worked_thought(answer_text: str) -> float:
     works = re.search(r"\d+[+-]\d+=\d+", thought) is not None
     return reward_format(answer_text) * float(works)
 
-# %% ../../exercises/ex07.ipynb #1a8109b7
+# %% ../../exercises/ex07.ipynb #9ae813c2
 def conditional_format(answer_text: str, ground_truth: str) -> float:
     """1.0 for a right answer in a box, after a thought in chapter 7's format; else 0.0.
 
@@ -63,7 +63,7 @@ def conditional_format(answer_text: str, ground_truth: str) -> float:
     """
     return reward_format(answer_text) * reward_rlvr(answer_text, ground_truth)
 
-# %% ../../exercises/ex07.ipynb #39df7cce
+# %% ../../exercises/ex07.ipynb #09588b71
 def worked_thought_rewards(
     responses: Sequence[str], examples: Sequence[dict], **info
 ) -> list[float]:
@@ -78,7 +78,7 @@ def conditional_format_rewards(
     pairs = zip(responses, examples, strict=True)
     return [conditional_format(text, example["answer"]) for text, example in pairs]
 
-# %% ../../exercises/ex07.ipynb #2656a9e9
+# %% ../../exercises/ex07.ipynb #74df9a72
 def kl_optimum(
     reference: torch.Tensor, rewards: torch.Tensor, beta: float
 ) -> torch.Tensor:
@@ -88,7 +88,7 @@ def kl_optimum(
     """
     return torch.softmax(reference.log() + rewards / beta, dim=0)
 
-# %% ../../exercises/ex07.ipynb #16874592
+# %% ../../exercises/ex07.ipynb #6033f41d
 def worked_rewards(
     responses: Sequence[str], examples: Sequence[dict], **info
 ) -> list[float]:
@@ -98,7 +98,7 @@ def worked_rewards(
     """
     return [float("=" in text) for text in responses]
 
-# %% ../../exercises/ex07.ipynb #da086804
+# %% ../../exercises/ex07.ipynb #b9557a18
 def probability_limit(
     p_old: float, advantage: float, clip_low: float, clip_high: float
 ) -> float:

@@ -257,7 +257,7 @@ temperature 1 where it says sampled):
 | worked responses whose final number is right | {worked_right:.1%} |
 """
 
-# %% ../../exercises/pretraining.ipynb #dc22494e
+# %% ../../exercises/pretraining.ipynb #98aad619
 def new_folder(out: Path, steps: int | None) -> Path:
     """Make a new folder; ValueError if it holds files or the steps are too few."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
