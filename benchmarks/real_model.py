@@ -1,8 +1,8 @@
 """SmolLM2-135M-Instruct learns short stories: runs over seeds, as a CSV with a line for every evaluation.
 
-    python benchmarks/real_model.py --csv rfs_utils/results/real_model.csv
-    python benchmarks/real_model.py --csv rfs_utils/results/real_model.csv --lora-rank 1 --lr 5e-4 --steps 40
-    python benchmarks/real_model.py --csv rfs_utils/results/real_model.csv --steps 0 --seeds 0
+    python benchmarks/real_model.py
+    python benchmarks/real_model.py --lora-rank 1 --lr 5e-4 --steps 20 --kinds new_sums
+    python benchmarks/real_model.py --steps 0 --seeds 0
 
 Greedy accuracy on held-out stories: of one event with sums that training never meets (a fifth of all sums, by their
 checksum), of one event with the other sums, and of two events; general questions; the training's processor seconds and
@@ -16,6 +16,7 @@ import re
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -55,21 +56,27 @@ def general_answers(model: Qwen3Model) -> float:
     return sum(found) / len(found)
 
 
-def measure(learner: Learner, num_problems: int, last: bool) -> dict[str, float]:
-    """Shares of right greedy answers: to stories whose sums no training side has; at the end, to two more kinds."""
-    kinds = {"new_sums": ("test", 1), "known_sums": ("train", 1), "two_events": ("test", 2)}
+KINDS = {"new_sums": ("test", 1), "known_sums": ("train", 1), "two_events": ("test", 2), "general": None}
+
+
+def measure(learner: Learner, num_problems: int, kinds: Sequence[str]) -> dict[str, float]:
+    """Shares of right greedy answers: to stories of a side and a number of events, and to general questions."""
     model, limit = packed(learner.model), learner.config.max_new_tokens
     shares = {}
-    for name, (split, events) in kinds.items() if last else [("new_sums", kinds["new_sums"])]:
+    for name in kinds:
+        if KINDS[name] is None:
+            shares[name] = general_answers(model)
+            continue
+        split, events = KINDS[name]
         problems = generate_stories(num_problems, split, events, seed=NO_TRAINING)
         shares[name] = evaluate_model(model, learner.tokenizer, problems, "cpu", limit * events).accuracy
-    return shares | ({"general": general_answers(model)} if last else {})
+    return shares
 
 
-def train(config: TrainConfig, every: int, num_problems: int) -> list[dict]:
+def train(config: TrainConfig, every: int, num_problems: int, kinds: Sequence[str]) -> list[dict]:
     """A run: what was measured every so many steps and after the last; without steps, the model as it is."""
     model, tokenizer = load_model_and_tokenizer(config.model, "cpu")
-    learner = Learner(config, model, tokenizer, training_problems(config))
+    learner = Learner(replace(config, steps=max(1, config.steps)), model, tokenizer, training_problems(config))
     seed_everything(config.seed)
     rows: list[dict] = []
     steps: list[dict] = []
@@ -85,7 +92,7 @@ def train(config: TrainConfig, every: int, num_problems: int) -> list[dict]:
             if steps:
                 row |= {name: round(mean(s[name] for s in steps), 4) for name in ("reward_avg", "entropy")}
                 row["truncated"] = round(mean(s["truncated"] for s in steps), 4)
-            row |= measure(learner, num_problems, last=step == config.steps)
+            row |= measure(learner, num_problems, kinds if step == config.steps else kinds[:1])
             row["peak_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2)
             print(row, flush=True)
             rows.append(row)
@@ -103,15 +110,17 @@ def main() -> None:
     for name in ("steps", "prompts_per_step", "num_rollouts", "max_new_tokens", "lora_rank"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(STORIES, name))
     parser.add_argument("--lr", type=float, default=STORIES.lr)
-    parser.add_argument("--csv", type=Path, required=True)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="asked at the end")
+    parser.add_argument("--csv", type=Path, default=QUESTIONS.with_name("real_model.csv"))
     args = parser.parse_args()
-    own = {name: value for name, value in vars(args).items() if name not in ("seeds", "every", "num_problems", "csv")}
+    asked = ("seeds", "every", "num_problems", "kinds", "csv")
+    own = {name: value for name, value in vars(args).items() if name not in asked}
     for seed in args.seeds:
         rows = list(csv.DictReader(args.csv.open(encoding="utf-8"))) if args.csv.is_file() else []
         run = {name: "" if value is None else str(value) for name, value in (own | {"seed": seed}).items()}
         if any(all(row[name] == value for name, value in run.items()) for row in rows):
             continue
-        found = train(replace(STORIES, **own, seed=seed), args.every, args.num_problems)
+        found = train(replace(STORIES, **own, seed=seed), args.every, args.num_problems, args.kinds)
         write_rows(args.csv, rows + [run | row for row in found])
 
 

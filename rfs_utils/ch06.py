@@ -7,7 +7,7 @@ __all__ = ['HEAD_POSITIONS', 'reward_rlvr', 'sequence_logprob', 'sample_tokens',
            'append_csv_metrics', 'format_cell', 'held_out_metrics', 'log_step', 'print_step', 'new_log',
            'train_rlvr_grpo']
 
-# %% ../ch06/ch06.ipynb #c3
+# %% ../ch06/ch06.ipynb #6d5262c7
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ from .sampling import ends, top_p_filter
 from .shapes import check_shapes
 from .tokenizer import Tokenizer, encode_prompts, response_text, stops
 
-# %% ../ch06/ch06.ipynb #c42
+# %% ../ch06/ch06.ipynb #265ee846
 def reward_rlvr(answer_text: str, ground_truth: str) -> float:
     r"""1.0 if the last \boxed{...} of a response equals the ground truth, else 0.0.
 
@@ -40,7 +40,7 @@ def reward_rlvr(answer_text: str, ground_truth: str) -> float:
         return 0.0
     return float(grade_answer(extracted, ground_truth))
 
-# %% ../ch06/ch06.ipynb #c63
+# %% ../ch06/ch06.ipynb #55b4a078
 def sequence_logprob(
     model: Qwen3Model, token_ids: torch.Tensor, prompt_len: int
 ) -> torch.Tensor:
@@ -56,12 +56,12 @@ def sequence_logprob(
     selected = logprobs.gather(1, token_ids[1:, None]).squeeze(1)
     return selected[prompt_len - 1 :].sum()
 
-# %% ../ch06/ch06.ipynb #c94
+# %% ../ch06/ch06.ipynb #a4f86910
 def sample_tokens(
     model: Callable[..., torch.Tensor], logits: torch.Tensor, cache: KVCache,
     max_new_tokens: int, eos_token_id: Stops, temperature: float | None = 1.0,
     top_p: float | None = None, uniform: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Tokens and log-probs, (rows, longest), and lengths, (rows,), of a cache's rows.
 
     `logits`, (rows, vocab), predict the first; `uniform` decides draws. See 6.11."""
@@ -72,7 +72,7 @@ def sample_tokens(
     logps = torch.zeros(*shape, device=device)
     lengths = torch.full((rows,), max_new_tokens, device=device)
     active, t = torch.arange(rows, device=device), 0  # the rows still running
-    new = active  # before the first draw, anything
+    new = active  # a placeholder; the first draw replaces it
     while len(active) and t < max_new_tokens:
         if t:
             logits = model(new[:, None], cache=cache)[:, -1]
@@ -87,7 +87,7 @@ def sample_tokens(
             cache.select((~ended).nonzero().squeeze(1))
     return tokens[:, :t], logps[:, :t], lengths
 
-# %% ../ch06/ch06.ipynb #c96
+# %% ../ch06/ch06.ipynb #8d6dce32
 def pad_left(
     encoded: Sequence[list[int]], pad_token_id: int, device: torch.device | str
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -97,7 +97,7 @@ def pad_left(
     rows = [[pad_token_id] * (width - len(ids)) + ids for ids in encoded]
     return torch.tensor(rows, device=device), pads if pads.any() else None
 
-# %% ../ch06/ch06.ipynb #c99
+# %% ../ch06/ch06.ipynb #dc7dbf32
 @dataclass
 class Rollouts:
     """A batch of N sampled responses; rows of the same prompt stand together."""
@@ -115,14 +115,14 @@ class Rollouts:
         positions = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         return (positions[None, :] < self.lengths[:, None]).float()
 
-# %% ../ch06/ch06.ipynb #c101
+# %% ../ch06/ch06.ipynb #2d78abc2
 @torch.no_grad()
 def sample_batch(
     model: Qwen3Model, tokenizer: Tokenizer, prompts: Sequence[str],
     device: torch.device | str, num_rollouts: int = 1, max_new_tokens: int = 512,
     temperature: float | None = 0.8, top_p: float | None = 0.9,
     uniform: torch.Tensor | None = None,
-) -> Rollouts:  # fmt: skip
+) -> Rollouts:
     """`num_rollouts` responses to every prompt, each read only once. See ch06, 6.11."""
     check_sampling(max_new_tokens, temperature, top_p)
     encoded = encode_prompts(tokenizer, prompts)
@@ -144,12 +144,12 @@ def sample_batch(
         logps,
     )
 
-# %% ../ch06/ch06.ipynb #c108
+# %% ../ch06/ch06.ipynb #68445918
 def sample_response(
     model: Qwen3Model, tokenizer: Tokenizer, prompt: str, device: torch.device | str,
     max_new_tokens: int = 512, temperature: float | None = 0.8,
     top_p: float | None = 0.9,
-) -> tuple[torch.Tensor, int, str]:  # fmt: skip
+) -> tuple[torch.Tensor, int, str]:
     """A response: all ids, (tokens,), the prompt's length, and the response's text.
 
     The ids hold the end-of-sequence token, the text does not. Defined in ch06, 6.11.
@@ -159,11 +159,11 @@ def sample_response(
     full_token_ids = torch.cat([one.prompt_ids[0], one.tokens[0]])
     return full_token_ids, one.prompt_ids.shape[1], one.texts[0]
 
-# %% ../ch06/ch06.ipynb #c111
+# %% ../ch06/ch06.ipynb #027c8d58
 def token_logprobs(
     logits: torch.Tensor, tokens: torch.Tensor,
     temperature: float | None = 1.0, top_p: float | None = None,
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """Log-prob of each token, (..., T), under logits, (..., T, vocab), as it was drawn.
 
     Defined in ch06, 6.11.
@@ -177,22 +177,22 @@ def token_logprobs(
         logits = logits.masked_fill(~allowed, float("-inf"))
     return chosen.squeeze(-1) - logits.logsumexp(dim=-1)
 
-# %% ../ch06/ch06.ipynb #c113
+# %% ../ch06/ch06.ipynb #187f25fa
 HEAD_POSITIONS = 64  # with micro-batches, rows of logits that exist at a time
 
 
 def compute(part: Callable, *inputs, again: bool = False) -> torch.Tensor:
-    """part(*inputs); with `again`, forgotten but for its result, and computed twice."""
+    """part(*inputs); with `again`, only its result is kept, until the backward pass."""
     return checkpoint(part, *inputs, use_reentrant=False) if again else part(*inputs)
 
-# %% ../ch06/ch06.ipynb #c114
+# %% ../ch06/ch06.ipynb #4d2201ba
 def response_logprobs(
     model: Qwen3Model, rollouts: Rollouts, temperature: float | None = 1.0,
     top_p: float | None = None, micro_batch: int | None = None,
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """Log-probs of all response tokens, (N, T); use `rollouts.mask` for the padding.
 
-    With `micro_batch`, the gradient needs the memory of so many. Defined in ch06, 6.11.
+    With `micro_batch`, the backward pass holds only so many. Defined in ch06, 6.11.
     """
     ids = torch.cat([rollouts.prompt_ids, rollouts.tokens], dim=1)
     again = micro_batch is not None
@@ -212,7 +212,7 @@ def response_logprobs(
     batches = [slice(i, i + size) for i in range(0, len(ids), size)]
     return torch.cat([compute(score, rows, again=again) for rows in batches])
 
-# %% ../ch06/ch06.ipynb #c120
+# %% ../ch06/ch06.ipynb #148c30bf
 def group_advantages(rewards: torch.Tensor, eps: float = 1e-4) -> torch.Tensor:
     """Rewards, (..., G), standardised within each group of G. Defined in ch06, 6.11.
 
@@ -231,7 +231,7 @@ def group_mean_and_std(rewards: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     std = torch.where(rewards.isnan(), mean, rewards).std(dim=-1, keepdim=True)
     return mean, std * ((rewards.shape[-1] - 1) / (judged - 1)).sqrt()
 
-# %% ../ch06/ch06.ipynb #c123
+# %% ../ch06/ch06.ipynb #659aefde
 def policy_gradient_loss(
     logps: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor
 ) -> torch.Tensor:
@@ -244,12 +244,12 @@ def policy_gradient_loss(
     num_rollouts = (mask.sum(dim=-1) > 0).sum().clamp(min=1)
     return -(advantages.detach() * summed).sum() / num_rollouts
 
-# %% ../ch06/ch06.ipynb #c125
+# %% ../ch06/ch06.ipynb #3431ee66
 def compute_grpo_loss(
     model: Qwen3Model, tokenizer: Tokenizer, example: dict, device: torch.device | str,
     num_rollouts: int = 2, max_new_tokens: int = 256, temperature: float | None = 0.8,
     top_p: float | None = 0.9, micro_batch: int | None = None,
-) -> dict:  # fmt: skip
+) -> dict:
     """One problem's group, sampled, rewarded and scored. Defined in ch06, 6.11.
 
     `loss_tensor` has the gradient; a reward of None counts nowhere. ValueError for a
@@ -275,7 +275,7 @@ def compute_grpo_loss(
         ],
     }  # fmt: skip
 
-# %% ../ch06/ch06.ipynb #c130
+# %% ../ch06/ch06.ipynb #5019cff3
 def update_weights(
     model: Qwen3Model, optimizer: torch.optim.Optimizer, stats: dict
 ) -> bool:
@@ -291,11 +291,11 @@ def update_weights(
     optimizer.step()
     return True
 
-# %% ../ch06/ch06.ipynb #c132
+# %% ../ch06/ch06.ipynb #b82baff7
 def save_checkpoint(
     model: Qwen3Model, checkpoint_dir: str | Path, step: int, suffix: str = ""
 ) -> Path:
-    """Write the weights to `rlvr-grpo-stepNNNNN[-suffix].safetensors`, whole or not.
+    """Write the weights to `rlvr-grpo-stepNNNNN[-suffix].safetensors`; its path.
 
     Defined in ch06, 6.11.
     """
@@ -310,11 +310,11 @@ def save_checkpoint(
     os.replace(temporary, ckpt_path)
     return ckpt_path
 
-# %% ../ch06/ch06.ipynb #c134
+# %% ../ch06/ch06.ipynb #7a15eb16
 def append_csv_metrics(
     csv_log_path: str | Path, step_idx: int, total_steps: int, loss: float,
     reward_avg: float | None, avg_response_len: float, **more: float | None,
-) -> None:  # fmt: skip
+) -> None:
     """Append one step to a CSV file, new or not; None leaves a cell empty.
 
     Columns that the file lacks are added, empty in earlier lines. See ch06, 6.11.
@@ -333,7 +333,7 @@ def format_cell(value: float | None) -> str:
         return f"{value:.6g}" if 0 < abs(value) < 1e-3 else f"{value:.6f}"
     return "" if value is None else str(value)
 
-# %% ../ch06/ch06.ipynb #c136
+# %% ../ch06/ch06.ipynb #e5ee849f
 def held_out_metrics(
     model: Qwen3Model, evaluate: Callable | None, due: bool
 ) -> dict[str, float | None]:
@@ -346,11 +346,11 @@ def held_out_metrics(
         "eval_tokens": result.mean_tokens if result else None,
     }
 
-# %% ../ch06/ch06.ipynb #c138
+# %% ../ch06/ch06.ipynb #3961d6f3
 def log_step(
     csv_log_path: Path, step: int, total_steps: int, stats: dict, held_out: dict,
     recent: list[float],
-) -> str:  # fmt: skip
+) -> str:
     """Append a step to the CSV log; returns it as a line to print.
 
     Its mean reward is added to `recent`, of which the last 20 are averaged in the line.
@@ -372,9 +372,9 @@ def log_step(
         f"avg_resp_len={row[2]:.1f}{tested}"
     )
 
-# %% ../ch06/ch06.ipynb #c139
+# %% ../ch06/ch06.ipynb #664e43c7
 def print_step(step: int, line: str, samples: Sequence[dict], print_every: int) -> None:
-    """A step's line, where its turn has come, and three answers every ten steps."""
+    """A step's line, when due, and three answers every ten steps."""
     if step % print_every == 0 or "held-out" in line:
         print(line)
     if step % max(10, print_every) == 0:
@@ -383,7 +383,7 @@ def print_step(step: int, line: str, samples: Sequence[dict], print_every: int) 
             text = sample["text"].replace("\n", "\\n")
             print(f"  {i}) reward={sample['reward']} len={sample['gen_len']}: {text}")
 
-# %% ../ch06/ch06.ipynb #c140
+# %% ../ch06/ch06.ipynb #93c01ddf
 def new_log(csv_log_path: str | Path | None, start_step: int, steps: int) -> Path:
     """The log's path, with the time in its name by default.
 
@@ -399,7 +399,7 @@ def new_log(csv_log_path: str | Path | None, start_step: int, steps: int) -> Pat
     read_rows(path)
     return path
 
-# %% ../ch06/ch06.ipynb #c142
+# %% ../ch06/ch06.ipynb #0137d39b
 def train_rlvr_grpo(
     model: Qwen3Model, tokenizer: Tokenizer, math_data: Sequence[dict],
     device: torch.device | str, steps: int | None = None, num_rollouts: int = 2,
@@ -409,7 +409,7 @@ def train_rlvr_grpo(
     start_step: int = 0, evaluate: Callable | None = None, evaluate_every: int = 50,
     optimizer: torch.optim.Optimizer | None = None, micro_batch: int | None = None,
     print_every: int = 1,
-) -> Qwen3Model:  # fmt: skip
+) -> Qwen3Model:
     """Train in place, a problem a step, up to step `steps`. Defined in ch06, 6.11."""
     steps = len(math_data) if steps is None else steps
     log_path, recent = new_log(csv_log_path, start_step, steps), list[float]()

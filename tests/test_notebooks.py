@@ -16,7 +16,6 @@ from test_environment import PROJECT
 
 NOTEBOOKS = all_notebooks()
 REPOSITORY = PROJECT["urls"]["Repository"]
-NOT_YET_IN_SHAPE = {"ch06"}  # notebooks that are not held to width and length of code cells yet
 
 
 def read(path):
@@ -51,8 +50,7 @@ def test_exported_module_is_in_step(path, tmp_path):
 @per_notebook
 def test_setup_cell_is_the_same_everywhere_and_points_to_the_repository(path):
     setup, reference = code_cells(path)[0].source, code_cells(NOTEBOOKS[-1])[0].source
-    assert ast.dump(ast.parse(setup)) == ast.dump(ast.parse(reference))
-    assert setup == reference or path.stem in NOT_YET_IN_SHAPE
+    assert setup == reference
     assert f"git+{REPOSITORY}" in setup and re.search(r'os\.environ\.get\(\s*"RFS_SOURCE"', setup)
     assert "torch" not in re.sub(r"#.*", "", setup), "the setup cell must leave torch alone"
 
@@ -68,8 +66,6 @@ def test_badge_opens_this_notebook(path):
 @per_notebook
 def test_code_fits_the_page(path):
     """The site cuts what is wider than 88 columns, and a reader takes in what fits on a screen."""
-    if path.stem in NOT_YET_IN_SHAPE:
-        pytest.skip("not held to it yet")
     practice_too = [path, practice_path(path)] if has_solutions(path) else [path]
     cells = [cell.source.splitlines() for notebook in practice_too for cell in code_cells(notebook)]
     assert not [line for lines in cells for line in lines if len(line) > 88]
