@@ -36,7 +36,7 @@ def moving_average(values: Sequence[float], window: int) -> list[float]:
     parts = [values[max(0, i + 1 - window) : i + 1] for i in range(len(values))]
     return [sum(part) / len(part) for part in parts]
 
-# %% ../ch07/ch07.ipynb #75177ed6
+# %% ../ch07/ch07.ipynb #6a138d50
 MetricsSource = str | Path | dict  # the path of a metrics.csv, or its columns
 Runs = MetricsSource | Sequence[MetricsSource]  # several differ in their seeds
 

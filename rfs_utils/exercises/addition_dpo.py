@@ -75,7 +75,7 @@ def compute_loss_dpo(
     margin = (chosen - ref_chosen) - (rejected - ref_rejected)
     return -F.logsigmoid(beta * margin).mean()
 
-# %% ../../exercises/addition_dpo.ipynb #f67a813d
+# %% ../../exercises/addition_dpo.ipynb #6462f4b7
 PreferenceLoss = Callable[..., torch.Tensor]  # called as compute_loss_dpo
 
 

@@ -59,7 +59,7 @@ def rewarded(
         rollouts.texts, answers, reward_fun, format_weight=0.0
     )
 
-# %% ../../exercises/addition_rl.ipynb #b3341a8b
+# %% ../../exercises/addition_rl.ipynb #73be0d13
 def policy_step(
     model: Qwen3Model,
     optimizer: torch.optim.Optimizer,
