@@ -69,6 +69,14 @@ def save_random_model(shape: str, folder: str | Path) -> None:
     write_json(Path(folder) / "config.json", to_hf_config(model.cfg, model.cfg["dtype"]))
 
 
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV, none where there is no file: benchmarks that are called again go on with it."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def write_rows(path: Path, rows: list[dict]) -> None:
     """A CSV with a line per row, whole or not at all; a row may lack columns that others have."""
     text = io.StringIO()

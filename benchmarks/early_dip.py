@@ -9,14 +9,13 @@ without a box. `forced` is the accuracy of the likeliest guess: greedy after a b
 """
 
 import argparse
-import csv
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from common import write_rows
+from common import read_rows, write_rows
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -30,7 +29,7 @@ from rfs_utils.ch06 import (
 )
 from rfs_utils.data import generate_tiny_problems, render_prompt
 from rfs_utils.models import load_model_and_tokenizer
-from rfs_utils.statistics import mean_and_interval
+from rfs_utils.statistics import format_mean
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,6 @@ class Setting:
     limit: int = 96  # tokens of an answer
     betas: tuple[float, float] = (0.9, 0.999)
     rewards: str = "right"
-    optimizer: str = "adamw"
 
 
 SETTINGS = {
@@ -139,19 +137,18 @@ def main() -> None:
     measure = measured(generate_tiny_problems(400, "test", seed=0))
     for name in args.settings:
         for seed in range(args.seeds):
-            rows = list(csv.DictReader(args.csv.open(encoding="utf-8"))) if args.csv.is_file() else []
+            rows = read_rows(args.csv)
             if any(row["setting"] == name and int(row["seed"]) == seed for row in rows):
                 continue
             setting = SETTINGS[name]
             found = train(setting, seed, max(1, setting.steps // 10), measure)
             kept = [{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in found]
             write_rows(args.csv, rows + [{"setting": name, "seed": seed} | row for row in kept])
-        rows = [row for row in csv.DictReader(args.csv.open(encoding="utf-8")) if row["setting"] == name]
+        rows = [row for row in read_rows(args.csv) if row["setting"] == name]
         for step in dict.fromkeys(row["step"] for row in rows):
             at = [row for row in rows if row["step"] == step]
-            shown = {k: mean_and_interval([float(row[k]) for row in at if row[k]]) for k in ("greedy", "forced")}
-            texts = [f"{k} {m:.1%} +- {h:.1%}" for k, (m, h) in shown.items()]
-            print(f"{name:30} step {step:>4}  " + "  ".join(texts))
+            shown = (f"{k} {format_mean([float(row[k]) for row in at], 1)}" for k in ("greedy", "forced"))
+            print(f"{name:30} step {step:>4}  " + "  ".join(shown))
 
 
 if __name__ == "__main__":

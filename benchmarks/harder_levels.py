@@ -8,7 +8,6 @@ each event; of the equations up to the first wrong one, the share that is right;
 """
 
 import argparse
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -18,7 +17,7 @@ from common import write_rows
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from rfs_utils.ch06 import train_rlvr_grpo
+from rfs_utils.ch06 import equations, train_rlvr_grpo
 from rfs_utils.data import generate_tiny_problems
 from rfs_utils.evaluate import answer_batches, evaluate_model
 from rfs_utils.models import load_model_and_tokenizer
@@ -26,11 +25,6 @@ from rfs_utils.statistics import pass_at_k
 
 LEVELS = (1, 3, 5, 6, 7, 8)
 SAMPLES, KS = 16, (1, 4, 16)
-
-
-def equations(text: str) -> list[str]:
-    """The equations of a worked answer, such as "7+5=12"."""
-    return re.findall(r"\d+[-+]\d+=-?\d+|\d+\*\d+=\d+", text)
 
 
 def execution(records: list[dict], problems: list[dict]) -> dict[str, float | None]:

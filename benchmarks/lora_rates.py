@@ -9,14 +9,13 @@ step, `last_reward` the mean reward of the last ten steps. Runs that are in the 
 """
 
 import argparse
-import csv
 import sys
 from itertools import product
 from pathlib import Path
 from statistics import mean
 
 import torch
-from common import write_rows
+from common import read_rows, write_rows
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -55,9 +54,7 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
     parser.add_argument("--csv", type=Path, default=None)
     args = parser.parse_args()
-    rows: list[dict] = []
-    if args.csv and args.csv.is_file():
-        rows = list(csv.DictReader(args.csv.open(encoding="utf-8")))
+    rows = read_rows(args.csv) if args.csv else []
     done = {(int(row["seed"]), int(row["rank"]), float(row["lr"])) for row in rows}
     for seed, rank, rate in product(range(args.seeds), args.ranks, args.rates):
         if (seed, rank, rate) not in done:

@@ -11,7 +11,6 @@ ch06/real_model.ipynb reads the file.
 """
 
 import argparse
-import csv
 import re
 import resource
 import sys
@@ -21,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
-from common import write_rows
+from common import read_rows, write_rows
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -31,6 +30,7 @@ from rfs_utils.engine.config import TrainConfig
 from rfs_utils.engine.learner import Learner, training_problems
 from rfs_utils.engine.packing import packed
 from rfs_utils.evaluate import evaluate_model
+from rfs_utils.exercises.experiments import RESULTS, read_results
 from rfs_utils.models import load_model_and_tokenizer
 from rfs_utils.qwen3 import Qwen3Model
 from rfs_utils.runs.folder import seed_everything
@@ -41,13 +41,12 @@ STORIES = TrainConfig(
     optimizer="adamw", dtype="float32",
 )  # fmt: skip
 NO_TRAINING = 1_000_000  # a seed of stories that no run trains on
-QUESTIONS = Path(__file__).resolve().parent.parent / "rfs_utils" / "results" / "general_questions.csv"
 
 
 def general_answers(model: Qwen3Model) -> float:
     """The share of general questions, asked in chat format, whose greedy answer holds an expected word."""
     _, tokenizer = load_model_and_tokenizer(STORIES.model, "cpu")
-    rows = list(csv.DictReader(QUESTIONS.open(encoding="utf-8")))
+    rows = read_results("general_questions.csv")
     texts = sample_batch(model, tokenizer, [row["question"] for row in rows], "cpu", 1, 40, 0.0, 1.0).texts
     found = [
         any(re.search(rf"\b{word}\b", text, re.IGNORECASE) for word in row["answer"].split("|"))
@@ -105,18 +104,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--every", type=int, default=20, help="steps between evaluations")
     parser.add_argument("--num-problems", type=int, default=120, help="held-out stories of each kind")
-    for name in ("data", "prompt", "schedule"):
+    parser.add_argument("--prompt", default="few-shot")
+    for name in ("data", "schedule"):
         parser.add_argument(f"--{name}", default=getattr(STORIES, name))
     for name in ("steps", "prompts_per_step", "num_rollouts", "max_new_tokens", "lora_rank"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(STORIES, name))
     parser.add_argument("--lr", type=float, default=STORIES.lr)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="asked at the end")
-    parser.add_argument("--csv", type=Path, default=QUESTIONS.with_name("real_model.csv"))
+    parser.add_argument("--csv", type=Path, default=RESULTS / "real_model.csv")
     args = parser.parse_args()
     asked = ("seeds", "every", "num_problems", "kinds", "csv")
     own = {name: value for name, value in vars(args).items() if name not in asked}
     for seed in args.seeds:
-        rows = list(csv.DictReader(args.csv.open(encoding="utf-8"))) if args.csv.is_file() else []
+        rows = read_rows(args.csv)
         run = {name: "" if value is None else str(value) for name, value in (own | {"seed": seed}).items()}
         if any(all(row[name] == value for name, value in run.items()) for row in rows):
             continue

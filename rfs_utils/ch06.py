@@ -5,10 +5,11 @@ __all__ = ['HEAD_POSITIONS', 'reward_rlvr', 'sequence_logprob', 'sample_tokens',
            'sample_response', 'token_logprobs', 'compute', 'response_logprobs', 'group_advantages',
            'group_mean_and_std', 'policy_gradient_loss', 'compute_grpo_loss', 'update_weights', 'save_checkpoint',
            'append_csv_metrics', 'format_cell', 'held_out_metrics', 'log_step', 'print_step', 'new_log',
-           'train_rlvr_grpo']
+           'train_rlvr_grpo', 'equations']
 
 # %% ../ch06/ch06.ipynb #6d5262c7
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -429,3 +430,8 @@ def train_rlvr_grpo(
         path = save_checkpoint(model, checkpoint_dir, step, "interrupt")
         print("Interrupted. Saved", path)
     return model
+
+# %% ../ch06/ch06.ipynb #c773b8dc
+def equations(text: str) -> list[str]:
+    """The equations of a worked answer, such as "7+5=12". Defined in ch06, 6.12."""
+    return re.findall(r"\d+[+-]\d+=-?\d+", text)

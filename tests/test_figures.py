@@ -181,7 +181,7 @@ def test_a_diagram_is_narrow_enough_for_a_phone(path):
 @per_figure
 def test_texts_stay_on_the_page_and_in_their_boxes(path):
     page = Bbox.from_bounds(0, 0, int(root(path).get("width")), int(root(path).get("height")))
-    assert len(texts(path)) >= 6
+    assert len(texts(path)) > (5 if path.stem.startswith("stage_") else 10)  # one text for each of six stages
     for text, place in texts(path):
         assert within(place, page), f"{text!r} leaves the page"
         for _, box in boxes(path):

@@ -77,6 +77,11 @@ def test_clip_figure_has_the_objective_of_chapter_7(tmp_path):
             assert (clipped == "true") == is_clipped(r, advantage, low, high).item()
 
 
+def test_other_methods_are_shown_only_when_asked_for():
+    assert "<label hidden>Method" in group_figure().data
+    assert "<label>Method" in group_figure(methods=True).data
+
+
 @pytest.mark.parametrize("figure", [group_figure, clip_figure])
 def test_figures_need_nothing_from_outside(figure):
     text = figure().data

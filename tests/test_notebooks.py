@@ -49,7 +49,7 @@ def test_exported_module_is_in_step(path, tmp_path):
 
 @per_notebook
 def test_setup_cell_is_the_same_everywhere_and_points_to_the_repository(path):
-    setup, reference = code_cells(path)[0].source, code_cells(NOTEBOOKS[-1])[0].source
+    setup, reference = code_cells(path)[0].source, code_cells(NOTEBOOKS[0])[0].source
     assert setup == reference
     assert f"git+{REPOSITORY}" in setup and re.search(r'os\.environ\.get\(\s*"RFS_SOURCE"', setup)
     assert "torch" not in re.sub(r"#.*", "", setup), "the setup cell must leave torch alone"

@@ -5,13 +5,19 @@ from itertools import combinations
 
 import pytest
 
-from rfs_utils.statistics import mean_and_interval, pass_at_k, wilson_interval
+from rfs_utils.statistics import format_mean, mean_and_interval, pass_at_k, wilson_interval
 
 
 def test_intervals_are_students():
     mean, half = mean_and_interval([1.0, 2.0, 3.0])
     assert mean == 2 and half == pytest.approx(4.303 / math.sqrt(3), rel=1e-3)
     assert mean_and_interval([0.5]) == (0.5, math.inf)
+
+
+def test_means_as_text():
+    assert format_mean([0.84, 0.85, 0.86]) == "85% +- 2%"
+    assert format_mean([0.84, 0.85, 0.86], digits=1) == "85.0% +- 2.5%"
+    assert (format_mean([0.456]), format_mean([])) == ("46%", "-")
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,12 @@ def _cell(value: object) -> str:
     return "" if value is None else str(round(value, 4) if isinstance(value, float) else value)
 
 
+def read_results(name: str) -> list[dict[str, str]]:
+    """The rows of a stored CSV of rfs_utils/results, such as "early_dip.csv", as text by column."""
+    with (RESULTS / name).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def read_experiment(name: str) -> dict[str, list[Log]]:
     """The logs of an experiment by label, one for each seed: what `plot_grpo_metrics` draws as bands.
 
