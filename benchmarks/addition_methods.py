@@ -27,8 +27,8 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown method {unknown[0]!r}: known are {', '.join(RUNS)}")
     torch.set_num_threads(1)
-    runs = {name: RUNS[name] for name in names}
-    run_missing(args.csv, runs, args.seeds, report=lambda line: print(line, flush=True))
+    runs = {(name,): RUNS[name] for name in names}
+    run_missing(args.csv, runs, range(args.seeds), report=lambda line: print(line, flush=True))
 
 
 if __name__ == "__main__":

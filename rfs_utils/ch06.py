@@ -7,7 +7,7 @@ __all__ = ['HEAD_POSITIONS', 'reward_rlvr', 'sequence_logprob', 'sample_tokens',
            'append_csv_metrics', 'format_cell', 'held_out_metrics', 'log_step', 'print_step', 'new_log',
            'train_rlvr_grpo', 'equations']
 
-# %% ../ch06/ch06.ipynb #6d5262c7
+# %% ../ch06/ch06.ipynb #19bc5b85
 import os
 import re
 import time
@@ -431,7 +431,7 @@ def train_rlvr_grpo(
         print("Interrupted. Saved", path)
     return model
 
-# %% ../ch06/ch06.ipynb #c773b8dc
+# %% ../ch06/ch06.ipynb #c63cc912
 def equations(text: str) -> list[str]:
     """The equations of a worked answer, such as "7+5=12". Defined in ch06, 6.12."""
     return re.findall(r"\d+[+-]\d+=-?\d+", text)

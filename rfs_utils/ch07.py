@@ -5,11 +5,13 @@ __all__ = ['MetricsSource', 'Runs', 'KL_KINDS', 'METHODS', 'moving_average', 'pl
            'columns_with_values', 'steps_and_values', 'draw_band', 'legend_above', 'compute_advantage_stats',
            'sequence_logprob_and_entropy', 'entropy_of', 'clipped_objective', 'is_clipped', 'importance_ratio',
            'log_ratio', 'kl_estimate', 'reward_format', 'AdvantageSettings', 'Method', 'reward_baseline',
-           'rewards_differ', 'centre_and_scale', 'combine_rewards', 'combine_standardised', 'compute_advantages',
-           'loss_total', 'rollout_losses', 'token_mean', 'token_losses', 'zero_at_padding', 'policy_loss',
-           'soft_overlong_penalty']
+           'rewards_differ', 'reward_scale', 'mean_and_std', 'centre_and_scale', 'combine_rewards',
+           'combine_standardised', 'compute_advantages', 'loss_total', 'rollout_losses', 'token_mean',
+           'surrogate_losses', 'soft_gate', 'geometric_ratio', 'token_losses', 'sampler_weight', 'zero_at_padding',
+           'policy_loss', 'soft_overlong_penalty']
 
 # %% ../ch07/ch07.ipynb #f9b43342
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -179,13 +181,16 @@ def importance_ratio(
     mask: torch.Tensor,
     kind: str = "token",
 ) -> torch.Tensor:
-    """exp(logp - old logp) of each "token", or of each "sequence"'s mean, (N, T).
+    """Probability now over that before, (N, T): exp(logp - old logp).
 
-    At padding it is 1. Defined in ch07, 7.4.
+    Of each "token", 1 at padding; of the "sequence", the geometric mean over its tokens;
+    or of the whole sequence, their product, "sequence_sum". Defined in ch07, 7.4.
     """
     x = log_ratio(logps, old_logps).masked_fill(mask == 0, 0.0)
     if kind == "sequence":
         x = x.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)
+    elif kind == "sequence_sum":
+        x = x.sum(dim=1, keepdim=True)
     return torch.exp(x).expand_as(logps)
 
 
@@ -195,7 +200,7 @@ def log_ratio(logps: torch.Tensor, other_logps: torch.Tensor) -> torch.Tensor:
     return (logps - other_logps).masked_fill(impossible, 0.0)
 
 # %% ../ch07/ch07.ipynb #aec74447
-KL_KINDS = ("k1", "k2", "k3", "ratio_k3")
+KL_KINDS = ("k1", "k2", "k3", "ratio_k3", "reward")
 
 
 def kl_estimate(
@@ -208,10 +213,11 @@ def kl_estimate(
 
     With x = logps - ref_logps: k1 = x, k2 = x^2 / 2, k3 = exp(-x) - 1 + x, and
     ratio_k3 = ratio * k3, where `ratio` is the importance ratio with its gradient
-    (default: one, with the gradient of logps). Defined in ch07, 7.5.
+    (default: one, with the gradient of logps). "reward" is no loss: its k1 is taken off
+    the rewards. Defined in ch07, 7.5.
     """
     x = log_ratio(logps, ref_logps)
-    if kind == "k1":
+    if kind in ("k1", "reward"):
         return x
     if kind == "k2":
         return x.square() / 2
@@ -246,9 +252,11 @@ def reward_format(answer_text: str) -> float:
 class AdvantageSettings:
     """How rewards become advantages: reward minus baseline, over scale."""
 
-    # Mean of the "group", the "others" in it, the "batch"; "greedy" answer; or "none"
+    # Mean of the "group", of the "others" in it, or over the step's "tokens"; the
+    # "greedy" answer's reward; or "none"
     baseline: str = "group"
-    scale: str = "group"  # standard deviation of the "group" or the "batch", or "none"
+    # Deviation of the "group", the "batch" or over "tokens"; the group's "mean"; "none"
+    scale: str = "group"
     negative_weight: float = 1.0  # negative advantages are multiplied by this
     positives_only: bool = False  # advantage 1 for rewarded rollouts, 0 for the others
     separate_rewards: bool = False  # standardise each reward before they are added up
@@ -259,14 +267,18 @@ class Method(AdvantageSettings):
     """What sets a method apart; by default, chapter 6's GRPO with PPO's clipping."""
 
     # Loss of a token
-    surrogate: str = "clip"  # PPO's "clip", "cispo", or the plain log-probability "log"
-    ratio: str = "token"  # importance ratio of each "token", or one for the "sequence"
+    # PPO's "clip", "cispo", "sapo", "gmpo", or the plain log-probability "log"
+    surrogate: str = "clip"
+    ratio: str = "token"  # importance ratio: of a "token", "sequence" or "sequence_sum"
     clip_low: float = 0.2
     clip_high: float = 0.2
-    sampler_cap: float | None = None  # weight: min(trainer's / sampler's prob, cap)
+    # Weight: trainer's over sampler's probability, at most sampler_cap; with a floor,
+    # tokens that are outside of the two limits count nothing
+    sampler_cap: float | None = None
+    sampler_floor: float | None = None
     drift_limit: float | None = None  # drop bad rollouts that are this much rarer now
     kl_coef: float = 0.0
-    kl: str = "k2"  # one of KL_KINDS
+    kl: str = "ratio_k3"  # one of KL_KINDS
     # From tokens to one number
     aggregate: str = "sequence_sum"  # or "sequence_mean", "token_mean", "constant"
     # What is sampled and rewarded
@@ -288,36 +300,48 @@ class Method(AdvantageSettings):
 METHODS = {
     "grpo": Method(),  # as chapter 6 adds it up; the paper, arXiv 2402.03300, does:
     "grpo_mean": Method(aggregate="sequence_mean"),  # the mean over each response
-    "dr_grpo": Method(scale="none", aggregate="constant"),  # arXiv 2503.20783
-    "dapo": Method(  # arXiv 2503.14476
+    "dr_grpo": Method(scale="none", aggregate="constant"),  # 2503.20783
+    "dapo": Method(  # 2503.14476
         clip_high=0.28, aggregate="token_mean",
         dynamic_sampling=True, overlong_buffer=0.2, mask_truncated=True,
     ),
     "gspo": Method(  # 2507.18071
         ratio="sequence", clip_low=3e-4, clip_high=4e-4, aggregate="sequence_mean",
     ),
+    "gmpo": Method(  # 2507.20673
+        surrogate="gmpo", clip_low=0.33, clip_high=0.49, aggregate="sequence_mean",
+    ),
     "cispo": Method(  # 2506.13585
         surrogate="cispo", clip_high=4.0, aggregate="token_mean",
     ),
-    "rloo": Method(baseline="others", scale="none"),  # 2402.14740
-    "remax": Method(baseline="greedy", scale="none"),  # 2310.10505
-    "reinforce": Method(baseline="none", scale="none"),  # Williams, 1992
-    "reinforce_pp": Method(  # 2501.03262
-        baseline="batch", scale="batch", aggregate="token_mean",
+    "sapo": Method(surrogate="sapo", aggregate="sequence_mean"),  # 2511.20347
+    "maxrl": Method(scale="mean"),  # 2602.02710
+    "rloo": Method(  # 2402.14740
+        baseline="others", scale="none",
+        ratio="sequence_sum", aggregate="sequence_mean",
     ),
-    "reinforce_pp_baseline": Method(scale="batch", aggregate="token_mean"),
+    "remax": Method(baseline="greedy", scale="none", surrogate="log"),  # 2310.10505
+    "reinforce": Method(baseline="none", scale="none", surrogate="log"),  # 1992
+    "reinforce_pp": Method(  # 2501.03262
+        baseline="tokens", scale="tokens", aggregate="token_mean",
+    ),
+    "reinforce_pp_baseline": Method(scale="tokens", aggregate="token_mean"),
     "raft": Method(  # 2304.06767, 2504.11343
         positives_only=True, surrogate="log", aggregate="token_mean",
     ),
     "tis": Method(sampler_cap=2.0),  # truncated importance sampling
+    "icepop": Method(sampler_floor=0.5, sampler_cap=5.0),  # masked: 2510.18855
     "off_policy_mask": Method(drift_limit=0.1),
     "gdpo": Method(baseline="none", scale="batch", separate_rewards=True),  # 2601.05242
-    "asymmetric": Method(negative_weight=0.25),  # ours
+    "asymmetric": Method(negative_weight=0.25),  # the idea of AsymRE, 2506.20520
 }  # fmt: skip
 
 # %% ../ch07/ch07.ipynb #758d6701
 def reward_baseline(
-    rewards: torch.Tensor, kind: str, greedy_rewards: torch.Tensor | None = None
+    rewards: torch.Tensor,
+    kind: str,
+    greedy_rewards: torch.Tensor | None = None,
+    lengths: torch.Tensor | None = None,
 ) -> torch.Tensor | float:
     """What each reward, (B, G), is compared with; `kind` as in Method.baseline.
 
@@ -328,8 +352,8 @@ def reward_baseline(
     if kind == "others":
         judged = (~rewards.isnan()).sum(dim=1, keepdim=True)
         return (rewards.nansum(dim=1, keepdim=True) - rewards) / (judged - 1)
-    if kind == "batch":
-        return rewards.nanmean()
+    if kind == "tokens":
+        return mean_and_std(rewards, lengths)[0]
     if kind == "greedy":
         if greedy_rewards is None or greedy_rewards.shape != rewards.shape[:1]:
             raise ValueError(
@@ -353,31 +377,55 @@ def rewards_differ(rewards: torch.Tensor, dim: int | None = None) -> torch.Tenso
         rewards.masked_fill(unjudged, -torch.inf).amax(dim=dim, keepdim=True) > lowest
     )
 
+# %% ../ch07/ch07.ipynb #0b10bc06
+def reward_scale(
+    rewards: torch.Tensor,
+    advantages: torch.Tensor,
+    method: Method,
+    lengths: torch.Tensor | None,
+) -> torch.Tensor:
+    """What advantages, (B, G), are divided by; the method's scale is not "none"."""
+    if method.scale == "group":
+        return group_mean_and_std(rewards)[1]
+    if method.scale == "mean":
+        return rewards.nanmean(dim=1, keepdim=True)
+    count = lengths if method.scale == "tokens" else None
+    return mean_and_std(advantages, count)[1]
+
+
+def mean_and_std(
+    values: torch.Tensor, count: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of the values, (B, G), that are not NaN; 0 for a single one.
+
+    Each counts `count` times, (B, G): as many tokens as its rollout has (default: once).
+    """
+    weights = (~values.isnan()) * (torch.ones_like(values) if count is None else count)
+    known, total = values.nan_to_num(0.0), weights.sum().clamp(min=2)
+    mean = (weights * known).sum() / weights.sum().clamp(min=1)
+    variance = (weights * (known - mean) ** 2).sum() / (total - 1)
+    return mean, variance.sqrt()
+
 # %% ../ch07/ch07.ipynb #d35a3934
 def centre_and_scale(
     rewards: torch.Tensor,
-    judged: torch.Tensor,
     method: Method,
     greedy_rewards: torch.Tensor | None,
+    lengths: torch.Tensor | None,
     eps: float,
 ) -> torch.Tensor:
     """(r - b) / s of rewards, (B, G), with the method's baseline and scale."""
     if (method.baseline, method.scale) == ("group", "group"):
-        advantages = group_advantages(rewards, eps)
-    else:
-        advantages = rewards - reward_baseline(rewards, method.baseline, greedy_rewards)
-    if method.scale == "batch":
-        known = advantages[judged]
-        advantages = advantages / ((known.std() if len(known) > 1 else 0.0) + eps)
-    elif method.scale == "group" and method.baseline != "group":
-        advantages = advantages / (group_mean_and_std(rewards)[1] + eps)
+        return group_advantages(rewards, eps) * rewards_differ(rewards, 1)
+    baseline = reward_baseline(rewards, method.baseline, greedy_rewards, lengths)
+    advantages = rewards - baseline
+    if method.scale != "none":
+        advantages = advantages / (reward_scale(rewards, advantages, method, lengths) + eps)
     if method.baseline in ("group", "others"):
         return advantages * rewards_differ(rewards, 1)
-    return (
-        advantages * rewards_differ(rewards)
-        if method.baseline == "batch"
-        else advantages
-    )
+    if method.baseline == "tokens":
+        return advantages * rewards_differ(rewards)
+    return advantages
 
 # %% ../ch07/ch07.ipynb #32e035b5
 def combine_rewards(
@@ -417,10 +465,12 @@ def compute_advantages(
     weights: torch.Tensor | None = None,
     greedy_rewards: torch.Tensor | None = None,
     eps: float = 1e-4,
+    lengths: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Advantages, (B, G), of rewards, (B, G), or (B, G, K) with `weights`, (K,).
 
-    `greedy_rewards`, (B,), are those of the greedy answers, for the baseline "greedy".
+    `greedy_rewards`, (B,), are those of the greedy answers, for the baseline "greedy";
+    `lengths`, (B, G), the tokens of each rollout, for a mean over tokens (default: equal).
     Rollouts with a reward of NaN, not judged, get 0, and the others what they would get
     without them; where fewer than two of a group are judged, it gets 0. ValueError for
     other shapes. Defined in ch07, 7.7.
@@ -436,7 +486,8 @@ def compute_advantages(
     compared = judged & (judged.sum(dim=1, keepdim=True) >= min(2, rewards.shape[1]))
     if method.positives_only:
         return (compared & (rewards > 0)).float()
-    advantages = centre_and_scale(rewards, judged, method, greedy_rewards, eps)
+    rewards = rewards.masked_fill(~compared, torch.nan)
+    advantages = centre_and_scale(rewards, method, greedy_rewards, lengths, eps)
     advantages = torch.where(compared, advantages.nan_to_num(0.0), 0.0)
     return torch.where(advantages < 0, method.negative_weight * advantages, advantages)
 
@@ -455,7 +506,7 @@ def loss_total(
     """
     counted = mask.sum(dim=1) > 0
     if method.positives_only and not method.kl_coef:
-        counted = counted & (advantages > 0)
+        counted = counted & (advantages > 0).view(len(mask), -1).any(dim=1)
     if method.aggregate == "token_mean":
         return mask[counted].sum().item()
     room = (max_new_tokens or mask.shape[1]) if method.aggregate == "constant" else 1
@@ -476,6 +527,52 @@ def token_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return (values * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
 
 # %% ../ch07/ch07.ipynb #a5b1e82c
+def surrogate_losses(
+    logps: torch.Tensor,
+    old_logps: torch.Tensor,
+    advantages: torch.Tensor,
+    mask: torch.Tensor,
+    method: Method,
+) -> torch.Tensor:
+    """What each token, (N, T), is to lose for its advantage, (N, 1) or (N, T)."""
+    low, high = method.clip_low, method.clip_high
+    if method.surrogate == "log":
+        return -advantages * logps
+    if method.surrogate == "gmpo":
+        x = log_ratio(logps, old_logps)
+        return -geometric_ratio(x, advantages, mask, low, high) * advantages
+    ratio = importance_ratio(logps, old_logps, mask, method.ratio)
+    if method.surrogate == "cispo":
+        return -ratio.detach().clamp(max=1 + high) * advantages * logps
+    if method.surrogate == "sapo":
+        return -soft_gate(ratio, advantages) * advantages
+    return -clipped_objective(ratio, advantages, low, high)
+
+
+def soft_gate(
+    ratio: torch.Tensor, advantages: torch.Tensor, good: float = 1.0, bad: float = 1.05
+) -> torch.Tensor:
+    """SAPO's gate, arXiv 2511.20347: about the ratio near 1, and ever flatter away from it.
+
+    `good` and `bad` are its temperatures for positive and for other advantages.
+    """
+    tau = torch.where(advantages > 0, good, bad)
+    return 4 / tau * torch.sigmoid(tau * (ratio - 1))
+
+
+def geometric_ratio(
+    x: torch.Tensor,
+    advantages: torch.Tensor,
+    mask: torch.Tensor,
+    low: float,
+    high: float,
+) -> torch.Tensor:
+    """GMPO's ratio, arXiv 2507.20673: mean of log-ratios, (N, T), each clipped before."""
+    top, bottom = math.log1p(high), math.log1p(-low) if low < 1 else -math.inf
+    x = torch.where(advantages > 0, x.clamp(max=top), x.clamp(min=bottom))
+    return token_mean(x, mask).exp().expand_as(x)
+
+# %% ../ch07/ch07.ipynb #cd2e4b7f
 def token_losses(
     logps: torch.Tensor,
     old_logps: torch.Tensor,
@@ -486,25 +583,26 @@ def token_losses(
     method: Method,
 ) -> torch.Tensor:
     """The loss of each token, (N, T); arguments as for `policy_loss`."""
-    advantages = advantages.detach()[:, None]
-    ratio = importance_ratio(logps, old_logps, mask, method.ratio)
-    if method.surrogate == "clip":
-        loss = -clipped_objective(ratio, advantages, method.clip_low, method.clip_high)
-    elif method.surrogate == "cispo":
-        loss = -ratio.detach().clamp(max=1 + method.clip_high) * advantages * logps
-    else:
-        loss = -advantages * logps
+    advantages = advantages.detach().view(len(mask), -1)
+    loss = surrogate_losses(logps, old_logps, advantages, mask, method)
     if method.sampler_cap is not None and sampler_logps is not None:
-        loss = loss * torch.exp(old_logps - sampler_logps).clamp(max=method.sampler_cap)
+        loss = loss * sampler_weight(old_logps - sampler_logps, method)
     if method.drift_limit is not None:
         drift = token_mean(old_logps - logps.detach(), mask)
         loss = loss.masked_fill((advantages < 0) & (drift > method.drift_limit), 0.0)
-    if method.kl_coef and ref_logps is not None:
-        kl = kl_estimate(
-            logps, ref_logps, method.kl, importance_ratio(logps, old_logps, mask)
-        )
+    if method.kl_coef and ref_logps is not None and method.kl != "reward":
+        ratio = importance_ratio(logps, old_logps, mask)
+        kl = kl_estimate(logps, ref_logps, method.kl, ratio)
         loss = loss + method.kl_coef * kl
     return loss
+
+
+def sampler_weight(log_ratios: torch.Tensor, method: Method) -> torch.Tensor:
+    """exp of log-ratios, (N, T), truncated at the cap, or 0 outside of floor and cap."""
+    ratio, cap = torch.exp(log_ratios), method.sampler_cap
+    if method.sampler_floor is None:
+        return ratio.clamp(max=cap)
+    return ratio * ((ratio >= method.sampler_floor) & (ratio <= cap))
 
 # %% ../ch07/ch07.ipynb #06a9e73c
 def zero_at_padding(mask: torch.Tensor, *logps: torch.Tensor | None) -> list:
@@ -528,13 +626,14 @@ def policy_loss(
     """The loss, a scalar, of any method on N rollouts. Defined in ch07, 7.7.
 
     logps, old_logps (before the first update; None: logps), ref_logps (of the
-    reference, for a KL term), sampler_logps and mask are (N, T), advantages (N,);
-    ValueError otherwise. For a part of a step, `total` is `loss_total` of it all.
+    reference, for a KL term), sampler_logps and mask are (N, T), advantages (N,), or
+    (N, T) where tokens differ; ValueError otherwise. For a part of a step, `total` is
+    `loss_total` of it all.
     """
     if method.kl_coef and ref_logps is None:
         raise ValueError("a KL term needs the reference's log-probabilities, ref_logps")
     others = {"old": old_logps, "ref": ref_logps, "sampler": sampler_logps}
-    check_shapes(advantages, logps=logps, mask=mask, **others)
+    check_shapes(advantages, per_token=True, logps=logps, mask=mask, **others)
     logps, old_logps, ref_logps, sampler_logps = zero_at_padding(
         mask, logps, *others.values()
     )

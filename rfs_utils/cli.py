@@ -346,16 +346,24 @@ def add_compare(parser) -> None:
         "Train several methods under equal conditions, over several seeds, and print a table with intervals. "
         "Evaluations go to a CSV file, and the settings to a TOML file beside it; runs that are there already are not "
         "repeated. Accuracy is that of greedy answers to 200 held-out problems, of --data where that is generated, "
-        "else tiny ones: after the last step (equal rollouts), and when each had used the seconds of the quickest run "
-        "(equal seconds).",
+        "else tiny ones: after the last step (equal steps), and when each had used the seconds of the quickest run "
+        "(equal seconds). A ranking at one learning rate is a ranking of that rate: choose each method's own with "
+        "--grid and --tune, then compare with --best-of.",
         "rfs compare --methods grpo,rloo --seeds 3 --steps 20 --csv short.csv",
-        "rfs compare --methods grpo,rloo,dapo --steps 40 --csv family.csv",
+        "rfs compare --methods grpo,rloo --grid lr=1e-4,3e-4 --tune --seeds 2 --csv tuning.csv",
+        "rfs compare --methods grpo,rloo --best-of tuning.csv --seeds 10 --csv best.csv",
     )
-    parser.usage = "%(prog)s [--methods A,B,...] [--seeds N] [--csv FILE] [SETTING ...]"
+    parser.usage = "%(prog)s [--methods A,B,...] [--seeds N] [--grid SETTING=V,V] [--csv FILE] [SETTING ...]"
     parser.allow_abbrev = False  # --seed is not short for --seeds
     methods_help = f"methods, separated by commas (default: all, which are {', '.join(METHODS)})"
     parser.add_argument("--methods", metavar="A,B,...", help=methods_help)
     add_number(parser, "--seeds", whole(1, 10**4), "number of seeds, from 0 on (default: %(default)s)", 5)
+    grid_help = "values that a setting is to take, such as lr=1e-4,3e-4; several are combined"
+    parser.add_argument("--grid", metavar="SETTING=V,V", action="append", default=[], help=grid_help)
+    tune_help = "use seeds and held-out problems that no other comparison has, to choose settings by"
+    parser.add_argument("--tune", action="store_true", help=tune_help)
+    best_help = "train each method with the settings that ended best in this CSV of --grid"
+    parser.add_argument("--best-of", metavar="FILE", help=best_help)
     csv_help = "file for the evaluations (default: %(default)s)"
     parser.add_argument("--csv", metavar="FILE", default="compare.csv", help=csv_help)
     add_settings(parser.add_argument_group("settings"), NOT_COMPARED)
@@ -366,13 +374,20 @@ def run_compare(args) -> None:
     """`rfs compare`: runs, then the table."""
     from .ch07 import METHODS
     from .engine.config import TrainConfig
-    from .runs.compare import compare, summarise
+    from .runs.compare import TUNING_SEEDS, compare, parse_grid
+    from .runs.comparison import best_settings, summarise
 
     named = (args.methods or ",".join(METHODS)).split(",")
     methods = list(dict.fromkeys(name.strip() for name in named if name.strip()))
     if not methods:
         raise ValueError(f"methods must be some of {', '.join(METHODS)}, separated by commas; got {args.methods!r}")
-    compare(methods, args.seeds, TrainConfig(**given_settings(args)), args.csv)
+    if args.best_of and (args.grid or args.tune):
+        raise ValueError("--best-of takes its settings from a file; expected no --grid and no --tune beside it")
+    allowed = [field.name for field in fields(TrainConfig) if field.name not in NOT_COMPARED]
+    grid = parse_grid(args.grid, allowed)
+    settings = best_settings(args.best_of, args.methods and methods) if args.best_of else methods
+    first = TUNING_SEEDS if args.tune else 0
+    compare(settings, range(first, first + args.seeds), TrainConfig(**given_settings(args)), args.csv, grid)
     print(f"\n{summarise(args.csv, methods)}")
 
 

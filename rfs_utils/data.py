@@ -23,6 +23,7 @@ MAX_PROMPT = 2**16  # bytes
 CHAT = ("auto", "on", "off")  # whether a prompt goes into the chat format; auto: as the model's directory says
 FIELDS = ("problem", "answer", "level", "type", "solution", "unique_id")
 TRAIN_LEVELS = (1, 2, 3, 4, 5)
+MIXED_LEVELS = (2, 4, 6, 8)  # easy ones and ones that pre-training has not shown
 HARDER_LEVELS = (6, 7, 8)  # never in reinforcement learning; 8 not even in pre-training
 MAX_LEVEL = 11  # twelve events, one for each month
 MAX_TOTAL = 99
@@ -241,8 +242,8 @@ def generate_stories(num_problems: int, split: str = "train", events: int = 1, s
 
 def generated(data: str, num_problems: int, split: str, seed: int = 0) -> list[dict]:
     """Problems of a name in GENERATED."""
-    if data == "tiny":
-        return generate_tiny_problems(num_problems, split, seed=seed)
+    if data in TINY:
+        return generate_tiny_problems(num_problems, split, TINY[data], seed)
     return generate_stories(num_problems, split, int(data.removeprefix("stories-")), seed)
 
 
@@ -356,7 +357,8 @@ def parse_math(content: bytes, count: int) -> list[dict]:
     return problems
 
 
-GENERATED = ("tiny", "stories-1", "stories-2")  # the number is that of events
+TINY = {"tiny": TRAIN_LEVELS, "tiny-mixed": MIXED_LEVELS}
+GENERATED = (*TINY, "stories-1", "stories-2")  # the number is that of events
 PROBLEM_SETS = {"math500": (load_math500_test, "math500_test.json"), "math-train": (load_math_train, "math_train.json")}
 
 

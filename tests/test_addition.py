@@ -44,7 +44,8 @@ from rfs_utils.exercises.addition_dpo import (
 from rfs_utils.exercises.addition_rl import RECIPES, policy_step, train_recipe
 from rfs_utils.exercises.pretrain import next_token_loss
 from rfs_utils.models import load_model
-from rfs_utils.runs.compare import read_comparison, run_missing
+from rfs_utils.runs.compare import run_missing
+from rfs_utils.runs.comparison import read_comparison
 
 
 @pytest.fixture
@@ -248,12 +249,12 @@ def test_runs_are_appended_once_and_can_be_taken_up_again(tmp_path):
 
     runs = {name: partial(run, name) for name in ("rloo", "dpo")}
     path = tmp_path / "results.csv"
-    run_missing(path, {"rloo": runs["rloo"]}, 1, report=lambda line: None)
-    run_missing(path, runs, 2, report=lambda line: None)
+    run_missing(path, {("rloo",): runs["rloo"]}, range(1), report=lambda line: None)
+    run_missing(path, {(name,): run for name, run in runs.items()}, range(2), report=lambda line: None)
     assert trained == [("rloo", 0), ("dpo", 0), ("rloo", 1), ("dpo", 1)]
     rows = read_comparison(path)
     assert [(row["method"], int(row["seed"])) for row in rows[::2]] == trained and len(rows) == 2 * len(trained)
-    assert {(row["step"], row["rollouts"]) for row in rows} == {("0", "0"), ("1", "64"), ("1", "128")}
+    assert {(row["step"], row["samples"]) for row in rows} == {("0", "0"), ("1", "64"), ("1", "128")}
 
 
 def test_the_results_over_seeds_are_complete_and_good():
@@ -265,7 +266,7 @@ def test_the_results_over_seeds_are_complete_and_good():
         each = recipe.prompts_per_step * (recipe.num_rollouts + (recipe.method.baseline == "greedy"))
         for seed in range(5):
             row = last[name, seed]
-            assert (int(row["step"]), int(row["rollouts"])) == (recipe.steps, recipe.steps * each)
+            assert (int(row["step"]), int(row["samples"])) == (recipe.steps, recipe.steps * each)
             assert float(row["accuracy"]) > 0.9
 
 

@@ -46,7 +46,8 @@ def test_on_fresh_rollouts_every_loss_has_the_reinforce_gradient(name):
         if method.positives_only:
             expected = -(counted / counted.sum()).double()
         else:
-            expected = reinforce_gradient(advantages, MASK, method.aggregate)
+            product = method.ratio == "sequence_sum"  # the gradient of a product is a sum, whatever is then averaged
+            expected = reinforce_gradient(advantages, MASK, "sequence_sum" if product else method.aggregate)
         torch.testing.assert_close(found, expected)
 
 
@@ -127,6 +128,63 @@ def test_truncated_importance_sampling_weighs_tokens_by_the_capped_ratio():
     torch.testing.assert_close(found, weight * reinforce_gradient(ADVANTAGES, MASK, "sequence_sum"))
 
 
+def test_masked_importance_sampling_counts_nothing_outside_of_its_range():
+    method = METHODS["icepop"]
+    logps, sampler = random_logps(0), random_logps(1, scale=3.0)
+    found = gradient(logps, logps, None, ADVANTAGES, MASK, method, sampler_logps=sampler)
+    ratio = (logps - sampler).exp()
+    inside = (ratio >= 0.5) & (ratio <= 5.0)
+    assert inside[MASK > 0].any() and not inside[MASK > 0].all()
+    torch.testing.assert_close(found, ratio * inside * reinforce_gradient(ADVANTAGES, MASK, "sequence_sum"))
+
+
+def test_rloo_clips_the_probability_of_the_whole_answer():
+    """As TRL's RLOOTrainer does: one ratio of each answer, and one term in the mean."""
+    old = random_logps(0)
+    logps = (old + 0.04 * torch.tensor([[1.0], [1], [-1], [-1]])).requires_grad_()
+    (found,) = torch.autograd.grad(policy_loss(logps, old, None, ADVANTAGES, MASK, METHODS["rloo"]), logps)
+    ratio = ((logps - old) * MASK).sum(dim=1).exp()
+    objective = torch.min(ratio * ADVANTAGES, ratio.clamp(0.8, 1.2) * ADVANTAGES)
+    torch.testing.assert_close(found, torch.autograd.grad(-objective.mean(), logps)[0])
+    assert (found[0] == 0).all(), "a good answer of 6 tokens, by exp(0.24) likelier: clipped"
+    assert (found[1:, 0] != 0).all()
+
+
+def test_gmpo_clips_each_token_and_averages_the_logarithms():
+    method = METHODS["gmpo"]
+    old = random_logps(0)
+    logps = (old + torch.tensor([[0.5], [0.5], [-0.5], [-0.5]]) * (torch.arange(6) < 2)).requires_grad_()
+    (found,) = torch.autograd.grad(policy_loss(logps, old, None, ADVANTAGES, MASK, method), logps)
+    assert (found[0, :2] == 0).all() and (found[0, 2:] != 0).all(), "good, and 0.5 > log 1.49"
+    assert (found[3, :2] == 0).all() and (found[3, 2:4] != 0).all(), "bad, and -0.5 < log 0.67"
+    weight = torch.tensor([2 * torch.tensor(1.49).log() / 6, 2 * 0.5 / 3, -0.5, 2 * torch.tensor(0.67).log() / 4]).exp()
+    expected = -(weight * ADVANTAGES / LENGTHS / 4)[:, None] * MASK
+    expected[0, :2] = expected[3, :2] = 0.0
+    torch.testing.assert_close(found, expected.double())
+
+
+def test_the_gradient_that_sapo_leaves_fades_on_both_sides():
+    """The slope of the gate over the ratio is 4 s (1 - s), s = sigmoid(tau (r - 1)): 1 at r = 1."""
+    ratio = torch.tensor([0.2, 0.6, 1.0, 1.4, 3.0], dtype=torch.float64, requires_grad=True)
+    for advantage, tau in ((1.0, 1.0), (-1.0, 1.05)):
+        (slope,) = torch.autograd.grad(ch07.soft_gate(ratio, torch.full_like(ratio, advantage)).sum(), ratio)
+        s = torch.sigmoid(tau * (ratio.detach() - 1))
+        torch.testing.assert_close(slope, 4 * s * (1 - s))
+        assert slope[2].item() == pytest.approx(1) and slope.argmax() == 2
+
+
+def test_advantages_may_differ_by_token():
+    logps = random_logps(0)
+    whole = ADVANTAGES[:, None].expand_as(MASK)
+    for name in ("grpo", "cispo", "sapo", "gspo"):
+        args = random_logps(1), None
+        expected = gradient(logps, *args, ADVANTAGES, MASK, METHODS[name])
+        torch.testing.assert_close(gradient(logps, *args, whole, MASK, METHODS[name]), expected)
+    some = whole * (torch.arange(6) % 2)
+    found = gradient(logps, None, None, some, MASK, METHODS["grpo"])
+    torch.testing.assert_close(found, reinforce_gradient(ADVANTAGES, MASK, "sequence_sum") * (torch.arange(6) % 2))
+
+
 def test_the_off_policy_mask_drops_bad_rollouts_that_have_drifted():
     old = random_logps(0)
     logps = old - torch.tensor([[0.2], [0.2], [0.2], [0.05]])  # less likely by 0.2 a token, the last by 0.05
@@ -166,6 +224,22 @@ def test_reinforce_pp_whitens_the_whole_batch():
     torch.testing.assert_close(found, (REWARDS - REWARDS.mean()) / (REWARDS.std() + 1e-4))
     centred = REWARDS - REWARDS.mean(dim=1, keepdim=True)
     torch.testing.assert_close(advantages_of("reinforce_pp_baseline"), centred / (centred.std() + 1e-4))
+
+
+def test_reinforce_pp_counts_an_answer_as_often_as_it_has_tokens():
+    lengths = torch.tensor([[3, 1, 2, 5, 4]] * 4)
+    found = advantages_of("reinforce_pp", lengths=lengths)
+    tokens = REWARDS.flatten().repeat_interleave(lengths.flatten())
+    torch.testing.assert_close(found, (REWARDS - tokens.mean()) / (tokens.std() + 1e-4))
+    spread = found.flatten().repeat_interleave(lengths.flatten())
+    assert abs(spread.mean()) < 1e-6 and abs(spread.std() - 1) < 1e-3
+
+
+def test_maxrl_pays_a_rare_success_more():
+    """(r - mean) / mean: arXiv 2602.02710. One right of four gets 3, three of four a third each."""
+    found = compute_advantages(torch.tensor([[1.0, 0, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]]), METHODS["maxrl"])
+    expected = torch.tensor([[3.0, -1, -1, -1], [1 / 3, 1 / 3, 1 / 3, -1], [0, 0, 0, 0]])
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
 
 
 def test_raft_keeps_what_was_rewarded():
@@ -368,6 +442,9 @@ def test_the_kl_term_enters_the_loss_with_its_strength():
     for kind in KL_KINDS:
         method = Method(kl_coef=0.3, kl=kind)
         found = policy_loss(logps, None, ref, zero, MASK, method)
+        if kind == "reward":
+            assert found == 0, "that one is in the rewards"
+            continue
         torch.testing.assert_close(found, 0.3 * (ch07.kl_estimate(logps, ref, kind) * MASK).sum() / 4)
     with pytest.raises(ValueError, match="unknown KL estimate 'k4': known are k1, k2, k3"):
         ch07.kl_estimate(logps, ref, "k4")

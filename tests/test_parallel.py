@@ -66,7 +66,7 @@ parallel.stop()  # a process that just ends may abort while the others still tal
     "settings",
     [
         {"prompts_per_step": 5},
-        {"prompts_per_step": 4, "method": "reinforce_pp", "updates_per_step": 2, "kl_coef": 0.05},
+        {"prompts_per_step": 5, "method": "reinforce_pp", "updates_per_step": 2, "minibatches": 2, "kl_coef": 0.05},
         pytest.param(
             {"prompts_per_step": 4, "method": "dapo", "rewards": "accuracy,format=0.5"}, marks=pytest.mark.nightly
         ),

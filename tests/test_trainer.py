@@ -18,7 +18,7 @@ from conftest import NIGHTLY
 from safetensors.torch import load_file
 from small import make_model
 
-from rfs_utils.ch07 import METHODS
+from rfs_utils.ch07 import METHODS, compute_advantages
 from rfs_utils.cli import main
 from rfs_utils.data import generate_tiny_problems
 from rfs_utils.engine import learner as learner_module
@@ -131,6 +131,48 @@ def test_a_step_without_signal_moves_nothing(tokenizer):
     give_rewards(learner, *[0.0] * 6)  # now AdamW has momentum, which must not move anything
     learner.step()
     assert all(p.equal(q) for p, q in zip(learner.model.parameters(), before_third, strict=True))
+
+
+def test_minibatches_share_a_step_and_each_is_an_update(tokenizer, monkeypatch):
+    learner = small_learner(tokenizer, prompts_per_step=3, minibatches=2, updates_per_step=2, method="grpo_mean")
+    give_rewards(learner, 1.0, 0, 0, 0, 1, 0, 1, 1, 0)
+    updates = []
+    update_once = learner.updater.update_once
+    monkeypatch.setattr(learner.updater, "update_once", lambda *a: updates.append(a) or update_once(*a))
+    learner.step()
+    assert [rows.tolist() for _, rows, _ in updates] == [[0, 1, 2, 3, 4, 5], [6, 7, 8]] * 2
+    assert [terms.total for _, _, terms in updates] == [6, 3] * 2, "rollouts of the part"
+    updates.clear()
+    give_rewards(learner, 1.0, 1, 1, 0, 0, 0, 1, 1, 0)
+    learner.step()
+    assert [rows.tolist() for _, rows, _ in updates] == [[6, 7, 8]] * 2, "a part without signal makes no update"
+
+
+def test_a_kl_in_the_reward_is_paid_before_rewards_are_compared(tokenizer):
+    learner = small_learner(tokenizer, method="rloo", kl="reward", kl_coef=0.5)
+    learner.step()
+    batch = learner.experience
+    assert batch.rewards.abs().max() < 1e-4, "at first the policy is its reference"
+    learner = small_learner(tokenizer, method="rloo", kl="reward", kl_coef=0.5)
+    with torch.no_grad():
+        learner.reference.tok_emb.weight[5] *= 2
+    give_rewards(learner, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0)
+    learner.step()
+    batch = learner.experience
+    reference = learner.updater.reference_logps(batch.rollouts)
+    paid = ((batch.rollouts.logps - reference) * batch.rollouts.mask).sum(dim=1)
+    assert paid.abs().min() > 0.01
+    torch.testing.assert_close(batch.rewards.flatten(), torch.tensor([1.0, 0, 0, 1, 1, 0]) - 0.5 * paid)
+    expected = compute_advantages(batch.rewards, METHODS["rloo"])
+    torch.testing.assert_close(learner.advantages, expected)
+
+
+def test_every_sampled_answer_is_counted(tokenizer):
+    assert small_learner(tokenizer).step()["samples"] == 6
+    assert small_learner(tokenizer, method="remax").step()["samples"] == 8, "a greedy answer to each problem"
+    refilled = small_learner(tokenizer, method="dapo")
+    refilled.rewards = {"accuracy": (lambda texts, examples, **info: [0.0] * len(texts), 1.0)}
+    assert refilled.step()["samples"] == 4 * 6, "three more attempts to find groups with a signal"
 
 
 def test_a_step_reports_what_happened(tokenizer):

@@ -1,4 +1,4 @@
-"""Losses and gradients equal those of TRL's GRPOTrainer where both have a method.
+"""Losses and gradients equal those of TRL's GRPOTrainer and RLOOTrainer where both have a method.
 
 Runs where trl is installed (`pip install "rfs-utils[bench]"`); the usual environment does without.
 """
@@ -26,6 +26,7 @@ SAME = {  # a row of METHODS, changes to it, and the settings of GRPOConfig that
         {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 0.05, "epsilon_high": 0.1},
     ),
     "cispo": ("cispo", {}, {"loss_type": "cispo", "epsilon_high": 5.0}),
+    "sapo": ("sapo", {}, {"loss_type": "sapo"}),
     "k3": (
         "grpo_mean", {"kl_coef": 0.3, "kl": "k3"},
         {"loss_type": "grpo", "beta": 0.3, "use_bias_correction_kl": False},
@@ -67,7 +68,37 @@ def test_loss_and_gradient_equal_trl(name, batch, tmp_path):
     ours = policy_loss(logps, old, ref, advantages, rollouts.mask, chosen, total=total)
     ours.backward()
 
-    theirs, gradient = trl_loss(settings, batch, tmp_path)
+    compare_with(trl_loss(settings, batch, tmp_path), ours, model)
+
+
+def test_truncated_importance_sampling_equals_trl(batch, tmp_path):
+    """TRL computes these weights where it samples with vLLM; they are given to it here."""
+    rollouts, old, _, advantages = batch
+    sampler = (old + 0.7 * torch.randn(old.shape, generator=torch.Generator().manual_seed(1))) * rollouts.mask
+    model, _ = load_model_and_tokenizer("tiny-base", "cpu")
+    logps = response_logprobs(model, rollouts)
+    chosen = METHODS["tis"].changed(aggregate="sequence_mean")
+    ours = policy_loss(logps, old, None, advantages, rollouts.mask, chosen, sampler)
+    ours.backward()
+    weights = (old - sampler).exp().clamp(max=2.0)
+    assert (weights == 2.0).any()
+    compare_with(trl_loss({"loss_type": "grpo"}, batch, tmp_path, weights), ours, model)
+
+
+def test_rloo_equals_trl(batch, tmp_path):
+    rollouts, old, ref, advantages = batch
+    model, _ = load_model_and_tokenizer("tiny-base", "cpu")
+    logps = response_logprobs(model, rollouts)
+    wide = METHODS["rloo"].changed(clip_low=0.9, clip_high=2.0)  # leaves some of these sequences a gradient
+    ours = policy_loss(logps, old, None, advantages, rollouts.mask, wide)
+    ours.backward()
+    settings = {"epsilon": 0.9, "epsilon_high": 2.0}
+    compare_with(trl_loss(settings, batch, tmp_path, trainers=(trl.RLOOConfig, trl.RLOOTrainer)), ours, model)
+
+
+def compare_with(trl_found: tuple[float, dict[str, torch.Tensor]], ours: torch.Tensor, model) -> None:
+    """TRL's loss and gradients beside our loss and the gradients of our model."""
+    theirs, gradient = trl_found
     assert abs(theirs) > 1e-5
     assert ours.item() == pytest.approx(theirs, rel=1e-4, abs=1e-6)
     for mine, other in (
@@ -79,17 +110,19 @@ def test_loss_and_gradient_equal_trl(name, batch, tmp_path):
         torch.testing.assert_close(mine.grad, gradient[other], rtol=1e-3, atol=1e-5 * size)
 
 
-def trl_loss(settings: dict, batch, folder) -> tuple[float, dict[str, torch.Tensor]]:
-    """Loss of TRL's trainer on the batch, and the gradients by name."""
+def trl_loss(
+    settings: dict, batch, folder, weights=None, trainers=(trl.GRPOConfig, trl.GRPOTrainer)
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss of TRL's trainer on the batch, and the gradients by name; `weights`, (N, T), correct for the sampler."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     rollouts, old, ref, advantages = batch
     path = WEIGHTS_DIR / "tiny-base"
-    config = trl.GRPOConfig(
+    config = trainers[0](
         output_dir=str(folder), per_device_train_batch_size=6, num_generations=3, max_completion_length=LIMIT,
         use_cpu=True, bf16=False, report_to=[], **settings,
     )  # fmt: skip
-    trainer = trl.GRPOTrainer(
+    trainer = trainers[1](
         model=AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32),
         processing_class=AutoTokenizer.from_pretrained(path),
         args=config,
@@ -97,6 +130,8 @@ def trl_loss(settings: dict, batch, folder) -> tuple[float, dict[str, torch.Tens
         train_dataset=datasets.Dataset.from_list([{"prompt": "x"}] * 6),
     )
     trainer.model.eval()
+    if weights is not None:
+        trainer.use_vllm = trainer.vllm_importance_sampling_correction = True
     mask = rollouts.mask.long()
     loss = trainer._compute_loss(trainer.model, {
         "prompt_ids": rollouts.prompt_ids,
@@ -105,6 +140,8 @@ def trl_loss(settings: dict, batch, folder) -> tuple[float, dict[str, torch.Tens
         "completion_mask": mask,
         "advantages": advantages,
         "old_per_token_logps": old,
+        "old_logps": old.sum(dim=1),
+        "importance_sampling_ratio": weights,
         "ref_per_token_logps": ref,
         "num_items_in_batch": mask.sum(),
     })  # fmt: skip

@@ -62,7 +62,10 @@ class TrainConfig:
     steps: int = option(50, "number of steps; each samples, rewards and updates", whole(1, 10**6))
     prompts_per_step: int = option(8, "problems in each step", whole(1, 10**5))
     num_rollouts: int = option(8, "sampled answers to each problem, at least 2", whole(2, 10**5))
-    updates_per_step: int = option(1, "optimiser steps on each set of rollouts", whole(1, 10**4))
+    updates_per_step: int = option(1, "passes over each set of rollouts", whole(1, 10**4))
+    minibatches: int = option(
+        1, "parts in which a pass takes its groups; an optimiser step for each", whole(1, 10**4)
+    )
     max_new_tokens: int = option(96, "longest answer, in tokens", whole(1, 10**6))
     temperature: float = option(1.0, "sampling temperature", number(1e-3, 1e3))
     top_p: float = option(

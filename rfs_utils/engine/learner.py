@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from ..ch07 import compute_advantages
+from ..ch07 import compute_advantages, kl_estimate
 from ..data import GENERATED, ask_as, generated, problem_set
 from ..qwen3 import Qwen3Model
 from ..tokenizer import ModelTokenizer
@@ -129,6 +129,7 @@ class Learner:
         self.updater = Updater(config, self.method, self.plan, model, self.reference, self.optimizer)
         self.problems = Problems(problems, config.seed)
         self.done = 0  # steps
+        self.samples = 0  # answers that this process has sampled for the last step, thrown away and greedy ones, too
         self.experience: Experience | None = None  # of the last step, on this process
         self.advantages: torch.Tensor | None = None
 
@@ -139,10 +140,14 @@ class Learner:
         self.optimizer.zero_grad()  # before sampling, whose cache takes the gradients' room
         with gathered(self.model):
             self.experience = batch = self.collect()
+        ref_logps = self.updater.reference_logps(batch.rollouts)
+        self.pay_for_divergence(batch, ref_logps)
         greedy = None if batch.greedy_rewards is None else batch.greedy_rewards.cpu()
-        shared = parallel.gather((batch.parts.cpu(), batch.rewards.cpu(), greedy))
+        lengths = batch.rollouts.lengths.view_as(batch.rewards)
+        shared = parallel.gather((batch.parts.cpu(), batch.rewards.cpu(), lengths.cpu(), greedy))
         self.advantages = advantages = self.compute_advantages(shared)
-        updates = self.updater.update(batch, advantages.flatten(), self.config.learning_rate(self.done))
+        lr = self.config.learning_rate(self.done)
+        updates = self.updater.update(batch, advantages.flatten(), lr, ref_logps)
         parts, rewards = (torch.cat([own[k] for own in shared]) for k in range(2))
         judged = rewards[~rewards.isnan()]
         sums = parallel.gather(self.sums(batch))
@@ -158,8 +163,17 @@ class Learner:
             "zero_signal_groups": 1 - has_signal(parts, batch.weights.cpu()).float().mean().item(),
             **updates,
             **self.reward_metrics(parts.masked_fill(rewards.isnan()[:, :, None], math.nan)),
+            "samples": totals["samples"],
             "tokens_per_second": totals["tokens"] / seconds,
         }
+
+    def pay_for_divergence(self, batch: Experience, ref_logps: torch.Tensor | None) -> None:
+        """With the KL in the reward: take each answer's log-ratio to the reference, times its weight, off its reward."""
+        if ref_logps is None or self.method.kl != "reward":
+            return
+        assert batch.rollouts.logps is not None  # they have been sampled
+        divergence = (kl_estimate(batch.rollouts.logps, ref_logps, "k1") * batch.rollouts.mask).sum(dim=1)
+        batch.rewards = batch.rewards - self.method.kl_coef * divergence.view_as(batch.rewards)
 
     def reward_metrics(self, parts: torch.Tensor) -> dict[str, float | None]:
         """The mean of each reward function over what was judged, where there are several."""
@@ -178,12 +192,15 @@ class Learner:
             "correct": correct.sum().item(),
             "judged": len(correct),
             "truncated": batch.truncated.sum().item(),
+            "samples": self.samples,
         }
 
     def collect(self) -> Experience:
         """Groups of answers to the next problems; with dynamic sampling, groups without signal are replaced."""
         config, missing = self.config, self.config.prompts_per_step
         kept: list[Experience] = []
+        self.samples = 0
+        each = config.num_rollouts + (self.method.baseline == "greedy")
         for attempt in range(1 + MAX_REFILLS * self.method.dynamic_sampling):
             examples = self.problems.next(missing)
             own = parallel.own_part(missing)
@@ -192,6 +209,7 @@ class Learner:
             uniform = torch.rand(len(examples), config.num_rollouts, config.max_new_tokens, generator=generator)
             useful = torch.empty(0, dtype=torch.long)
             # A later attempt may be smaller than the number of processes; then some have nothing to do.
+            self.samples += each * (own.stop - own.start)
             if own.start < own.stop:
                 found = collect(
                     self.model, self.tokenizer, examples[own], uniform[own], self.rewards, self.method, self.plan,
@@ -209,13 +227,14 @@ class Learner:
 
     def compute_advantages(self, shared: list[tuple]) -> torch.Tensor:
         """Advantages of this process's groups, (B, G); some methods compare with the rewards of all processes."""
-        parts, rewards, greedies = zip(*shared, strict=True)
-        greedy = None if greedies[0] is None else torch.cat(greedies)
+        parts, rewards, lengths, greedies = zip(*shared, strict=True)
+        options: dict = {"greedy_rewards": None if greedies[0] is None else torch.cat(greedies)}
+        options["lengths"] = torch.cat(lengths)
         if self.method.separate_rewards:
             weights = torch.tensor([weight for _, weight in self.rewards.values()])
-            advantages = compute_advantages(torch.cat(parts), self.method, weights, greedy)
+            advantages = compute_advantages(torch.cat(parts), self.method, weights, **options)
         else:
-            advantages = compute_advantages(torch.cat(rewards), self.method, None, greedy)
+            advantages = compute_advantages(torch.cat(rewards), self.method, **options)
         first = sum(len(r) for r in rewards[: parallel.rank()])
         return advantages[first : first + len(rewards[parallel.rank()])].to(self.device)
 

@@ -4,7 +4,7 @@ The loss itself is ch07's `policy_loss`, for every method.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -25,10 +25,10 @@ class LossTerms:
 
     method: Method
     advantages: torch.Tensor  # (N,)
-    total: float  # what the loss is divided by, on all processes
     sampler_logps: torch.Tensor  # (N, T)
     old_logps: torch.Tensor | None = None  # (N, T), of the policy before the first update; None: there is only one
     ref_logps: torch.Tensor | None = None  # (N, T), of the reference
+    total: float = 1.0  # what the loss of the update is divided by, on all processes
 
     def loss(self, logps: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """These rows' share of the loss; logps and mask are (n, up to T)."""
@@ -42,7 +42,8 @@ class LossTerms:
         clipped = kl = 0.0
         if old is not None and self.method.surrogate == "clip":
             ratio = importance_ratio(logps, old, mask, self.method.ratio)
-            outside = is_clipped(ratio, self.advantages[rows, None], self.method.clip_low, self.method.clip_high)
+            advantages = self.advantages[rows, None]
+            outside = is_clipped(ratio, advantages, self.method.clip_low, self.method.clip_high)
             clipped = (outside * mask).sum().item()
         if ref is not None:
             kl = (kl_estimate(logps, ref, "k3") * mask).sum().item()
@@ -82,33 +83,69 @@ class Updater:
     reference: Qwen3Model | None
     optimizer: torch.optim.Optimizer
 
-    def update(self, batch: Experience, advantages: torch.Tensor, lr: float) -> dict[str, float | None]:
+    def update(
+        self, batch: Experience, advantages: torch.Tensor, lr: float, ref_logps: torch.Tensor | None = None
+    ) -> dict[str, float | None]:
         """One or several optimiser steps on the same rollouts; returns the means of their metrics, and the rate.
 
-        `advantages` are (N,). Rollouts whose gradient is zero are left out, and nothing moves when that holds for all,
-        since AdamW's momentum would move the weights.
+        `advantages` are (N,), `ref_logps` those of `reference_logps`. With `minibatches` each pass over the rollouts
+        takes their groups in so many parts, and makes an optimiser step with each. Rollouts whose gradient is zero are
+        left out, and nothing moves when that holds for all, since AdamW's momentum would move the weights.
         """
         counted = counted_rollouts(batch, self.method)
-        rows = (counted if self.method.kl_coef else counted & (advantages != 0)).nonzero().squeeze(1)
+        learning = counted if self.holds_all else counted & (advantages != 0)
         updates = []
-        if sum(parallel.gather(len(rows))):
-            terms = self.loss_terms(batch.rollouts, advantages, counted)
+        if sum(parallel.gather(int(learning.sum()))):
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            updates = [self.update_once(batch.rollouts, rows, terms) for _ in range(self.config.updates_per_step)]
+            terms = self.loss_terms(batch.rollouts, advantages, ref_logps)
+            parts = self.in_minibatches(batch, terms, counted, learning)
+            updates = [
+                self.update_once(batch.rollouts, rows, terms)
+                for _ in range(self.config.updates_per_step)
+                for rows, terms in parts
+            ]
         return {**mean_metrics(updates), "lr": lr}
 
-    def loss_terms(self, rollouts: Rollouts, advantages: torch.Tensor, counted: torch.Tensor) -> LossTerms:
-        """What all updates of a step compare with, of `advantages` and `counted`, (N,)."""
+    @property
+    def holds_all(self) -> bool:
+        """Whether a KL term pulls at rollouts whose advantage is 0, too."""
+        return bool(self.method.kl_coef) and self.method.kl != "reward"
+
+    def in_minibatches(
+        self, batch: Experience, terms: LossTerms, counted: torch.Tensor, learning: torch.Tensor
+    ) -> list[tuple[torch.Tensor, LossTerms]]:
+        """For each part of the step's groups the rows that learn, and the terms with what this part is divided by.
+
+        `counted` and `learning` are (N,) bool. Parts in which nobody learns, on any process, are left out.
+        """
+        here = parallel.gather(len(batch.rewards))
+        group = torch.arange(len(counted), device=counted.device) // batch.rewards.shape[1]
+        part_of = (sum(here[: parallel.rank()]) + group) * self.config.minibatches // sum(here)
+        mask = batch.rollouts.mask * counted[:, None]
+        parts = []
+        for part in range(self.config.minibatches):
+            rows = (learning & (part_of == part)).nonzero().squeeze(1)
+            own = part_of == part
+            own_total = loss_total(mask[own], terms.advantages[own], self.method, self.config.max_new_tokens)
+            learn, totals = zip(*parallel.gather((len(rows), own_total)), strict=True)
+            if sum(learn):
+                parts.append((rows, replace(terms, total=max(1.0, sum(totals)))))
+        return parts
+
+    def loss_terms(self, rollouts: Rollouts, advantages: torch.Tensor, ref_logps: torch.Tensor | None) -> LossTerms:
+        """What all updates of a step compare with, of `advantages`, (N,)."""
         assert rollouts.logps is not None  # they have been sampled
-        mask = rollouts.mask * counted[:, None]
-        total = sum(parallel.gather(loss_total(mask, advantages, self.method, self.config.max_new_tokens)))
         # The sampler's own log-probs are the old ones, unless the method corrects for the sampler's rounding.
-        old_logps = rollouts.logps if self.config.updates_per_step > 1 else None
+        several = self.config.updates_per_step * self.config.minibatches > 1
+        old_logps = rollouts.logps if several else None
         if self.method.sampler_cap is not None:
             old_logps = self.score(self.model, rollouts)
-        ref_logps = None if self.reference is None else self.score(self.reference, rollouts)
-        return LossTerms(self.method, advantages, max(1.0, total), rollouts.logps, old_logps, ref_logps)
+        return LossTerms(self.method, advantages, rollouts.logps, old_logps, ref_logps)
+
+    def reference_logps(self, rollouts: Rollouts) -> torch.Tensor | None:
+        """The reference's log-probabilities of the sampled tokens, (N, T); None without a reference."""
+        return None if self.reference is None else self.score(self.reference, rollouts)
 
     def score(self, model: Qwen3Model, rollouts: Rollouts) -> torch.Tensor:
         """A model's log-probabilities of the sampled tokens, (N, T), without a gradient."""

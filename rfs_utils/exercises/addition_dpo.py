@@ -157,7 +157,7 @@ def iterate_dpo(
         row = {"step": step, "pairs": len(pairs[0].texts), "seconds": seconds}
         rows.append(row | {"accuracy": evaluate(model, test_problems)})
     each, unknown = problems_per_round * num_rollouts, {"tokens": None, "reward": None}
-    return [row | {"rollouts": row["step"] * each, **unknown} for row in rows]
+    return [row | {"samples": row["step"] * each, **unknown} for row in rows]
 
 # %% ../../exercises/addition_dpo.ipynb #a5eace4b
 def compute_loss_ipo(

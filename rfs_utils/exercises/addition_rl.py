@@ -129,7 +129,7 @@ def results_row(
         name: sum(metrics[name] for metrics in since) / max(1, len(since))
         for name in ("tokens", "reward")
     }
-    row = {"step": step, "rollouts": rollouts, "seconds": seconds, "accuracy": accuracy}
+    row = {"step": step, "samples": rollouts, "seconds": seconds, "accuracy": accuracy}
     return row | means
 
 # %% ../../exercises/addition_rl.ipynb #a3b7fa44

@@ -1,12 +1,8 @@
-"""Methods side by side: short runs over seeds, a CSV of their evaluations, and a table with intervals."""
+"""Methods side by side: short runs over seeds and settings, whose evaluations are appended to a CSV."""
 
-import csv
-import math
-import re
-import statistics
+import itertools
 import time
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,30 +10,33 @@ from pathlib import Path
 import torch
 
 from ..data import GENERATED, ask_as, generated
-from ..engine.config import TrainConfig, format_config, read_config
+from ..engine.config import TrainConfig, field_type, format_config, read_config
 from ..engine.learner import Learner, training_problems
 from ..evaluate import evaluate_model
-from ..files import append_rows, write_atomically
-from ..files.kinds import shown
+from ..files import write_atomically
 from ..models import load_model_and_tokenizer, load_tokenizer, model_directory
-from ..statistics import mean_and_interval
+from .comparison import append_run, finished_runs
 from .folder import seed_everything
 
-COLUMNS = ("method", "seed", "step", "rollouts", "seconds", "accuracy", "tokens", "reward")
+TUNING_SEEDS = 1000  # settings are chosen with seeds from here on, and on held-out problems of their own
+Grid = Mapping[str, Sequence]  # settings of TrainConfig and the values that each is to take
 
 
 def short_run(
-    num_problems: int = 200, clock: Callable[[], float] = time.perf_counter, **settings
+    num_problems: int = 200,
+    clock: Callable[[], float] = time.perf_counter,
+    held_out_seed: int = 0,
+    **settings,
 ) -> dict[str, list[float | None]]:
     """Train a model, on the CPU, without writing anything; returns the columns that `rfs train` writes to metrics.csv.
 
     `settings` are those of TrainConfig. Accuracy on `num_problems` held-out problems, of the kind of `data` where that
     is generated, else tiny ones, is measured before the first step, as step 0, every `eval_every` steps, and after the
-    last; `seconds`, by `clock`, counts training alone.
+    last; `held_out_seed` chooses them. `seconds`, by `clock`, counts training alone.
     """
     config = TrainConfig(**settings)
     model, tokenizer = load_model_and_tokenizer(config.model, "cpu")
-    held_out = generated(config.data if config.data in GENERATED else "tiny", num_problems, "test")
+    held_out = generated(config.data if config.data in GENERATED else "tiny", num_problems, "test", held_out_seed)
     learner = Learner(config, model, tokenizer, training_problems(config))
     seed_everything(config.seed)  # now that modules of rewards, which may draw as well, are imported
     rows: list[dict] = []
@@ -55,50 +54,87 @@ def short_run(
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def compare(methods: Sequence[str], seeds: int, config: TrainConfig, path: str | Path, report=print) -> None:
-    """Train every method with every seed and append its evaluations to a CSV; runs that are there already are kept.
+def compare(
+    methods: Iterable[str | Mapping],
+    seeds: Sequence[int],
+    config: TrainConfig,
+    path: str | Path,
+    grid: Grid | None = None,
+    report: Callable[[str], None] = print,
+) -> None:
+    """Train every method, with every combination of the grid's values and every seed, and append it all to a CSV.
 
-    The settings stand in a TOML file beside it. All run on one thread, and seconds are those of the processor: a busy
-    machine then treats all methods alike. Raises ValueError for unknown methods, for a file that is something else or
-    cannot be written, and for one that was made with other settings.
+    A method is a name, or a mapping of `method` and other settings, as `best_settings` returns them, which stand in
+    columns of their own, like those of the grid. All other settings stand in a TOML file beside it. Runs that are there
+    already are kept. All run on one thread, and seconds are those of the processor: a busy machine then treats all
+    methods alike. Raises ValueError for unknown methods and settings, for a file that is something else or cannot be
+    written, and for one that was made with other settings.
     """
-    configs = [replace(config, method=method, seed=seed) for seed in range(seeds) for method in methods]
+    named = [{"method": m} if isinstance(m, str) else dict(m) for m in methods]
+    values = [dict(zip(grid or (), row, strict=True)) for row in itertools.product(*(grid or {}).values())]
+    runs = [one | row for one in named for row in values]
+    configs = [replace(config, **run) for run in runs]
     for one in configs:
         one.check()
-    finished_runs(path)  # something else is found before anything is written
+    varied = tuple(name for name in runs[0] if name != "method")
+    finished_runs(path, varied)  # something else is found before anything is written
     tokenizer = load_tokenizer(model_directory(config.model))
     ask_as(tokenizer, config.prompt, config.stop, config.chat)  # so is a stop text that never comes
-    keep_settings(path, config)
+    keep_settings(path, config, varied)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        runs = {method: partial(evaluations, config, method) for method in methods}
-        run_missing(path, runs, seeds, report)
+        keys = [tuple(str(value) for value in run.values()) for run in runs]
+        calls = {key: partial(evaluations, one) for key, one in zip(keys, configs, strict=True)}
+        run_missing(path, calls, seeds, report, varied)
     finally:
         torch.set_num_threads(threads)
 
 
 def run_missing(
-    path: str | Path, runs: Mapping[str, Callable[[int], list[dict]]], seeds: int, report: Callable[[str], None] = print
+    path: str | Path,
+    runs: Mapping[tuple[str, ...], Callable[[int], list[dict]]],
+    seeds: Sequence[int],
+    report: Callable[[str], None] = print,
+    varied: Sequence[str] = (),
 ) -> None:
-    """Call every run, a function from a seed to rows, with seeds 0, 1, ..., and append what is finished to a CSV.
+    """Call every run, a function from a seed to rows, with every seed, and append what is finished to a CSV.
 
-    Rows have the keys COLUMNS[2:], with None for what was not measured. Runs that are in the file already are kept.
+    The key of a run is its method and the values of the settings that are `varied`. Rows have the keys MEASURED without
+    the seed, with None for what was not measured. Runs that are in the file already are kept.
     """
-    done = finished_runs(path)
-    for method, seed in [(method, seed) for seed in range(seeds) for method in runs]:
-        if (method, seed) in done:
-            report(f"{method:22} seed {seed}  is in {path} already")
+    done = finished_runs(path, varied)
+    for key, seed in [(key, seed) for seed in seeds for key in runs]:
+        label = f"{' '.join(key):22} seed {seed}"
+        if (*key, seed) in done:
+            report(f"{label}  is in {path} already")
             continue
-        rows = runs[method](seed)
-        append_run(path, method, seed, rows)
-        report(f"{method:22} seed {seed}  accuracy {rows[-1]['accuracy']:6.1%}  {rows[-1]['seconds']:.1f} s")
+        rows = runs[key](seed)
+        append_run(path, dict(zip(("method", *varied), key, strict=True)), seed, rows)
+        report(f"{label}  accuracy {rows[-1]['accuracy']:6.1%}  {rows[-1]['seconds']:.1f} s")
 
 
-def keep_settings(path: str | Path, config: TrainConfig) -> None:
+def parse_grid(texts: Sequence[str], allowed: Sequence[str]) -> dict[str, list]:
+    """The grid that texts such as "lr=1e-4,3e-4" mean; ValueError for settings that are not allowed, or bad values."""
+    grid = {}
+    for text in texts:
+        name, _, listed = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if name not in allowed or not listed:
+            raise ValueError(f"--grid must be like lr=1e-4,3e-4, a setting and its values; got {text!r}")
+        kind = field_type(name)
+        try:
+            grid[name] = [kind(value) for value in listed.split(",")]
+        except ValueError:
+            raise ValueError(f"--grid {name} must have values of type {kind.__name__}; got {listed!r}") from None
+    return grid
+
+
+def keep_settings(path: str | Path, config: TrainConfig, varied: Sequence[str] = ()) -> None:
     """Write the settings of a comparison beside its CSV; ValueError when they differ from those that are there."""
     beside = Path(path).with_suffix(".toml")
-    same = replace(config, method=TrainConfig.method, seed=TrainConfig.seed, out=None)
+    defaults = {name: getattr(TrainConfig(), name) for name in ("method", "seed", *varied)}
+    same = replace(config, **defaults, out=None)
     if beside.exists():
         made_with = TrainConfig(**read_config(beside))
         for name, value in vars(same).items():
@@ -111,14 +147,13 @@ def keep_settings(path: str | Path, config: TrainConfig) -> None:
     write_atomically(beside, format_config(same).encode())
 
 
-def evaluations(config: TrainConfig, method: str, seed: int) -> list[dict]:
-    """A row for each evaluation of a run."""
-    config = replace(config, method=method, seed=seed)
-    run = short_run(clock=time.process_time, **{k: v for k, v in vars(config).items() if k != "out"})
-    each = config.prompts_per_step * config.num_rollouts
+def evaluations(config: TrainConfig, seed: int) -> list[dict]:
+    """A row for each evaluation of a run, with the answers that were sampled up to there, whatever for."""
+    settings = {k: v for k, v in vars(config).items() if k != "out"} | {"seed": seed}
+    run = short_run(clock=time.process_time, held_out_seed=int(seed >= TUNING_SEEDS), **settings)
     columns = {
         "step": run["step"],
-        "rollouts": [None if step is None else step * each for step in run["step"]],
+        "samples": list(itertools.accumulate(count or 0 for count in run["samples"])),
         "seconds": run["seconds"],
         "accuracy": run["eval_accuracy"],
         "tokens": run["eval_tokens"],
@@ -126,83 +161,3 @@ def evaluations(config: TrainConfig, method: str, seed: int) -> list[dict]:
     }
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     return [row for row in rows if row["accuracy"] is not None]
-
-
-def finished_runs(path: str | Path) -> set[tuple[str, int]]:
-    """Method and seed of the runs in a comparison's CSV, which need not exist yet."""
-    return {(row["method"], int(row["seed"])) for row in read_comparison(path)} if Path(path).exists() else set()
-
-
-def append_run(path: str | Path, method: str, seed: int, rows: Sequence[Mapping]) -> None:
-    """Add a run to a comparison's CSV, rounded to four digits after the point, with the header before the first one."""
-    cells = [{name: "" if row[name] is None else str(round(row[name], 4)) for name in COLUMNS[2:]} for row in rows]
-    append_rows(path, [{"method": method, "seed": str(seed), **row} for row in cells], key="method")
-
-
-def read_comparison(path: str | Path) -> list[dict]:
-    """The rows of a comparison's CSV, numbers as text; ValueError when the file is something else."""
-    try:
-        with Path(path).open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"cannot read {path}: {error}") from None
-    if tuple(reader.fieldnames or ()) != COLUMNS:
-        raise ValueError(f"{path} is not the CSV of a comparison; expected the columns {', '.join(COLUMNS)}")
-    if any(None in row.values() or None in row for row in rows):
-        raise ValueError(f"{path}: a line is damaged; expected {len(COLUMNS)} cells in each")
-    for number, row in enumerate(rows, start=2):
-        for name in COLUMNS[1:]:
-            if not _fits(name, row[name]):
-                raise ValueError(f"{path}, line {number}: {name} is {shown(row[name])}, not a number that it can be")
-    return rows
-
-
-def _fits(name: str, cell: str) -> bool:
-    """Whether the text of a cell is a number, or is empty where nothing was measured."""
-    if name in ("seed", "step", "rollouts"):
-        return re.fullmatch(r"[0-9]{1,15}", cell) is not None
-    try:
-        return cell == "" and name in ("tokens", "reward") or math.isfinite(float(cell))
-    except ValueError:
-        return False
-
-
-def summarise(path: str | Path, methods: Sequence[str] | None = None) -> str:
-    """A table of a comparison: accuracy after equal rollouts and after equal seconds, mean and 95 % interval.
-
-    Of `methods`, or of all that the file has.
-
-    Equal seconds are those of the fastest run; accuracy between evaluations is interpolated.
-    """
-    runs: dict[tuple[str, str], list[dict]] = defaultdict(list)
-    for row in read_comparison(path):
-        if methods is None or row["method"] in methods:
-            runs[row["method"], row["seed"]].append(row)
-    if not runs:
-        raise ValueError(f"{path} has no run of {', '.join(methods) if methods else 'any method'} to be summarised")
-    budget = min(float(rows[-1]["seconds"]) for rows in runs.values())
-    by_method: dict[str, list[list[dict]]] = defaultdict(list)
-    for (method, _), rows in runs.items():
-        by_method[method].append(rows)
-    equal = f"equal seconds ({budget:.0f})"
-    lines = [f"{'':21} {'equal rollouts':>14} {equal:>19} {'seconds':>8} {'tokens':>7}  seeds"]
-    for method, several in by_method.items():
-        cells = []
-        last = [float(rows[-1]["accuracy"]) for rows in several]
-        for values in (last, [at_seconds(rows, budget) for rows in several]):
-            mean, half = mean_and_interval(values)
-            cells.append(f"{mean:7.1%} ± {100 * half:4.1f}" if half < math.inf else f"{mean:7.1%}")
-        seconds = statistics.mean(float(rows[-1]["seconds"]) for rows in several)
-        tokens = statistics.mean(float(rows[-1]["tokens"]) for rows in several)
-        lines.append(f"{method:21} {cells[0]:>14} {cells[1]:>19} {seconds:8.1f} {tokens:7.1f} {len(several):6}")
-    return "\n".join(lines)
-
-
-def at_seconds(rows: Sequence[dict], budget: float) -> float:
-    """Accuracy of a run after so many seconds of training, by linear interpolation."""
-    points = [(float(row["seconds"]), float(row["accuracy"])) for row in rows]
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
-        if x0 <= budget <= x1:
-            return y0 + (y1 - y0) * (budget - x0) / max(1e-9, x1 - x0)
-    return points[-1][1]
