@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from common import write_rows
 
+from rfs_utils.kept import KeptForBackward
 from rfs_utils.qwen3 import QWEN3_CONFIG_06B, Qwen3Model
 
 POSITIONS = 612  # a prompt of 100 tokens and a response of 512
@@ -19,18 +20,9 @@ POSITIONS = 612  # a prompt of 100 tokens and a response of 512
 def saved_bytes(n_layers: int) -> int:
     """Bytes of what autograd keeps of one sequence, weights aside."""
     model = Qwen3Model(QWEN3_CONFIG_06B | {"n_layers": n_layers, "vocab_size": 1000})
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        hidden = model.hidden_states(torch.randint(1, 1000, (1, POSITIONS)))
-    return sum(kept.values()) if hidden.requires_grad else 0
+    with KeptForBackward(model) as kept:
+        model.hidden_states(torch.randint(1, 1000, (1, POSITIONS)))
+    return kept.peak
 
 
 def main() -> None:

@@ -270,6 +270,20 @@ def draw_panels(columns: Sequence[str], draw: Callable[[Axes, str], None]) -> Fi
     return fig
 
 
+def plot_bars(values: Mapping[str, float], label: str, unit: str) -> Figure:
+    """A bar for each of the named values, from the top, with its value and the unit at its end."""
+    with matplotlib.rc_context(STYLE):
+        fig = Figure(figsize=(7.5, 1 + 0.4 * len(values)))
+        ax = fig.subplots()
+        bars = ax.barh(list(values), list(values.values()), color=POLICY)
+        ax.bar_label(bars, [f"{value:.1f} {unit}" for value in values.values()], padding=4)
+        ax.set_xlim(right=1.2 * max(values.values()))  # with room for the longest bar's value
+        ax.invert_yaxis()
+        ax.grid(axis="y", visible=False)
+        ax.set_xlabel(label)
+    return fig
+
+
 def plot_training(metrics: Metrics, evals: Metrics | None = None) -> Figure:
     """Plot one run: mean reward, mean response length, and held-out accuracy against the step.
 

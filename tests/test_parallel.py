@@ -78,7 +78,7 @@ parallel.stop()  # a process that just ends may abort while the others still tal
     ],
 )
 def test_two_processes_equal_one(settings, tmp_path):
-    """Metrics and gradient of a step, in float64: processors round float32 differently, by 1e-6 and more."""
+    """Metrics and gradient of a step, in float64: sums in another order round differently in float32."""
     (tmp_path / "step.py").write_text(SAME_STEP)
     found = []
     for count in (1, 2):

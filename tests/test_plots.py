@@ -251,3 +251,10 @@ def test_save_figure_keeps_the_old_file_when_drawing_fails(tmp_path):
     with pytest.raises(ValueError):
         plots.save_figure(fig, path)
     assert [p.name for p in tmp_path.iterdir()] == ["run.png"] and path.read_text() == "old"
+
+
+def test_bars_stand_in_order_with_their_values():
+    (ax,) = plots.plot_bars({"first": 20.0, "second": 5.25}, "size", "MB").axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["first", "second"] and ax.yaxis_inverted()
+    assert [bar.get_width() for bar in ax.patches] == [20.0, 5.25] and ax.get_xlim()[1] > 20
+    assert [text.get_text() for text in ax.texts] == ["20.0 MB", "5.2 MB"] and ax.get_xlabel() == "size"

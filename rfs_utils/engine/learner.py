@@ -168,7 +168,7 @@ class Learner:
         }
 
     def pay_for_divergence(self, batch: Experience, ref_logps: torch.Tensor | None) -> None:
-        """With the KL in the reward: take each answer's log-ratio to the reference, times its weight, off its reward."""
+        """With the KL in the reward: each answer's log-ratio to the reference, times kl_coef, goes off its reward."""
         if ref_logps is None or self.method.kl != "reward":
             return
         assert batch.rollouts.logps is not None  # they have been sampled

@@ -18,6 +18,8 @@ from ..ch06 import Rollouts
 from ..qwen3 import KVCache, Qwen3Model
 from ..sampling import top_p_filter
 
+LOGITS_AT_A_TIME = 2**24  # 64 MB in float32
+
 # --- log-probabilities in chunks ------------------------------------------------------------------
 
 
@@ -78,11 +80,11 @@ def chunked_logprobs(
 ) -> torch.Tensor:
     """`ch06.token_logprobs` of the model's logits, (n,), for hidden states (n, emb_dim) and token ids (n,).
 
-    The logits of `chunk` positions exist at a time (default: about 64 MB of them); the backward pass computes
-    them again.
+    The logits of `chunk` positions exist at a time, by default of as many as make LOGITS_AT_A_TIME; the backward pass
+    computes them again.
     """
     weight = model.head_weight()
-    chunk = chunk or max(1, 2**24 // len(weight))
+    chunk = chunk or max(1, LOGITS_AT_A_TIME // len(weight))
     temperature = 1.0 if temperature is None else temperature
     return _ChunkedLogprobs.apply(hidden, weight, tokens, temperature, top_p, chunk)
 

@@ -6,9 +6,9 @@ Weights, gradients and states of AdamW in float32, 16 bytes a weight, are divide
 process samples or back-propagates it holds the whole model, gathered from all: in bfloat16, where the hardware
 computes with it, 2 bytes a weight, and 4 for the sum of its own gradients.
 
-FSDP can also gather a layer at a time, which takes less memory. But then every forward and backward pass is an
-appointment of all processes, and here one has longer answers than the other, or none with a signal. Gathered once for
-all that a process has to do, nobody waits for passes that others do not have.
+FSDP can also gather a layer at a time, which takes less memory. But then no process can start a layer before all
+others do, and here one has longer answers than the other, or none with a signal. Gathered once for all that a process
+has to do, nobody waits for passes that others do not have.
 """
 
 import shutil
