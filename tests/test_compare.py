@@ -123,17 +123,18 @@ def test_a_grid_is_tuned_apart_and_its_best_settings_are_compared(tmp_path, monk
     grid = ["--grid", "lr=1e-4,3e-4", "--grid", "updates_per_step=1,4"]
     assert main(["compare", "--methods", "grpo,rloo", *grid, "--tune", "--seeds", "2", "--csv", tuned]) == 0
     assert len(calls) == 16 and {(c["seed"], c["held_out_seed"]) for c in calls} == {(1000, 1), (1001, 1)}
+    grid = [*grid[2:], *grid[:2]]
     assert main(["compare", "--methods", "grpo,rloo", *grid, "--tune", "--seeds", "2", "--csv", tuned]) == 0
-    assert len(calls) == 16, "all of it is there"
+    assert len(calls) == 16, "all of it is there, in whatever order the settings are named"
     assert [(s["method"], s["lr"], s["updates_per_step"]) for s in best_settings(tuned)] == [
         ("grpo", 3e-4, 1), ("grpo", 3e-4, 4), ("rloo", 1e-4, 1), ("rloo", 1e-4, 4),
     ]  # fmt: skip
     calls.clear()
     assert main(["compare", "--methods", "rloo", "--best-of", tuned, "--seeds", "3", "--csv", best]) == 0
     assert len(calls) == 6 and {(c["method"], c["lr"], c["held_out_seed"]) for c in calls} == {("rloo", 1e-4, 0)}
-    assert "rloo 0.0001 4" in capsys.readouterr().out
+    assert "rloo 4 0.0001" in capsys.readouterr().out
     assert main(["compare", "--methods", "rloo", "--seeds", "1", "--csv", best]) == 2
-    assert "compares methods over lr, updates_per_step, not alone; choose another --csv" in capsys.readouterr().err
+    assert "compares methods over updates_per_step, lr, not alone; choose another --csv" in capsys.readouterr().err
 
 
 def test_differences_are_paired_by_seed():

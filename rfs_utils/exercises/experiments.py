@@ -53,6 +53,7 @@ WORKED = "rfs_utils.exercises.ex07:worked_thought_rewards"
 CONDITIONAL = "rfs_utils.exercises.ex07:conditional_format_rewards"
 WORK = "rfs_utils.exercises.ex07:worked_rewards"
 SHORT = {"steps": 25, "eval_every": 5}
+SMALL_STEPS = {"prompts_per_step": 4, "eval_every": 10}
 WEIGHTS = {f"weight {w}": {"negative_weight": w} for w in (0.0, 0.25, 0.5, 1.0)}
 EXPERIMENTS = {
     "ex06_partial_rewards": Experiment(PARTIAL_RUNS, SHORT, extra=PARTIAL),
@@ -77,6 +78,28 @@ EXPERIMENTS = {
     "ex07_kl": Experiment(
         {f"beta = {b}": {"kl_coef": b} for b in (0.0, 0.3, 1.0)},
         SHORT | {"method": "rloo", "kl": "k2", "rewards": f"accuracy,{WORK}=0"}, extra=WORK,
+    ),
+    "ch07_kl": Experiment(
+        {"none": {}}
+        | {f"{kind}, {b}": {"kl": kind, "kl_coef": b} for b in (0.02, 0.1) for kind in ("k1", "k2", "k3", "reward")},
+        SMALL_STEPS | {"steps": 40, "method": "rloo"},
+    ),
+    "ch07_hacking": Experiment(
+        {
+            "accuracy": {"rewards": "accuracy,format=0"},
+            "added": {"rewards": "accuracy,format"},
+            "a fifth": {"rewards": "accuracy,format=0.2"},
+            "a fifth, not divided": {"rewards": "accuracy,format=0.2", "method": "dr_grpo"},
+        },
+        SMALL_STEPS | {"steps": 60, "max_new_tokens": 48}, "tiny-reasoning", "format",
+    ),
+    "ch07_format": Experiment(
+        {
+            "accuracy": {"rewards": f"accuracy,{CONDITIONAL}=0"},
+            "added": {"rewards": f"accuracy,format,{CONDITIONAL}=0"},
+            "only both": {"rewards": f"accuracy=0,{CONDITIONAL}"},
+        },
+        SMALL_STEPS | {"steps": 60}, extra=CONDITIONAL,
     ),
     "ch07_negative_weight": Experiment(WEIGHTS, SHORT | {"updates_per_step": 4}),
     "ch07_negative_weight_one_update": Experiment(WEIGHTS, SHORT),

@@ -76,7 +76,7 @@ def compare(
     configs = [replace(config, **run) for run in runs]
     for one in configs:
         one.check()
-    varied = tuple(name for name in runs[0] if name != "method")
+    varied = tuple(name for name in vars(config) if name in runs[0] and name != "method")
     finished_runs(path, varied)  # something else is found before anything is written
     tokenizer = load_tokenizer(model_directory(config.model))
     ask_as(tokenizer, config.prompt, config.stop, config.chat)  # so is a stop text that never comes
@@ -84,7 +84,7 @@ def compare(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        keys = [tuple(str(value) for value in run.values()) for run in runs]
+        keys = [tuple(str(run[name]) for name in ("method", *varied)) for run in runs]
         calls = {key: partial(evaluations, one) for key, one in zip(keys, configs, strict=True)}
         run_missing(path, calls, seeds, report, varied)
     finally:
