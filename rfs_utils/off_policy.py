@@ -4,7 +4,7 @@
 __all__ = ['TokenRule', 'TOKEN_RULES', 'round_rows', 'entropy_bonus', 'top_share', 'token_covariances', 'clip_cov', 'kl_cov',
            'response_entropies', 'top_entropy']
 
-# %% ../ch07/off_policy.ipynb #c3
+# %% ../ch07/off_policy.ipynb #5ee1095c
 from collections.abc import Callable
 
 import torch
@@ -13,7 +13,7 @@ from .ch06 import Rollouts
 from .ch07 import entropy_of
 from .qwen3 import Qwen3Model
 
-# %% ../ch07/off_policy.ipynb #c6
+# %% ../ch07/off_policy.ipynb #6cb7bc8b
 def round_rows(weight: torch.Tensor, bits: int) -> torch.Tensor:
     """A matrix, (out, in), each row on a grid of 2**bits - 1 numbers around 0.
 
@@ -23,7 +23,7 @@ def round_rows(weight: torch.Tensor, bits: int) -> torch.Tensor:
     step = largest / (2 ** (bits - 1) - 1)
     return (weight / step).round() * step
 
-# %% ../ch07/off_policy.ipynb #c29
+# %% ../ch07/off_policy.ipynb #0aba4648
 TokenRule = tuple[torch.Tensor, torch.Tensor | None]  # advantages, and what is held
 
 
@@ -37,11 +37,9 @@ def entropy_bonus(
     """A bonus for rare tokens: -strength * logp, (N, T), is added to the advantages."""
     return advantages - strength * logps * mask, None
 
-# %% ../ch07/off_policy.ipynb #c33
-def top_share(
-    values: torch.Tensor, mask: torch.Tensor, share: float
-) -> torch.Tensor:
-    """(N, T) bool: this share of the tokens in the mask, those with the largest values."""
+# %% ../ch07/off_policy.ipynb #e9a0f169
+def top_share(values: torch.Tensor, mask: torch.Tensor, share: float) -> torch.Tensor:
+    """(N, T) bool: this share of the tokens in the mask, of the largest values."""
     count = round(share * mask.sum().item())
     candidates = values.masked_fill(mask == 0, -torch.inf).flatten()
     chosen = torch.zeros_like(candidates, dtype=torch.bool)
@@ -59,7 +57,7 @@ def token_covariances(
         centred.append((x - mean) * mask)
     return centred[0] * centred[1]
 
-# %% ../ch07/off_policy.ipynb #c36
+# %% ../ch07/off_policy.ipynb #a77daf85
 def clip_cov(
     share: float,
     advantages: torch.Tensor,
@@ -83,7 +81,7 @@ def kl_cov(
     chosen = top_share(token_covariances(advantages, logps, mask), mask, share)
     return advantages, chosen.float()
 
-# %% ../ch07/off_policy.ipynb #c39
+# %% ../ch07/off_policy.ipynb #62835fca
 @torch.no_grad()
 def response_entropies(
     model: Qwen3Model, rollouts: Rollouts, temperature: float = 1.0
@@ -100,7 +98,7 @@ def response_entropies(
         found[rows] = entropy_of(torch.log_softmax(logits, dim=-1))
     return found * rollouts.mask
 
-# %% ../ch07/off_policy.ipynb #c40
+# %% ../ch07/off_policy.ipynb #41fbb2a9
 def top_entropy(
     share: float,
     advantages: torch.Tensor,

@@ -8,7 +8,7 @@ import re
 
 import torch
 
-from ..files.kinds import Kind, shown
+from ..files.kinds import Kind
 from ..off_policy import round_rows
 from ..qwen3 import Qwen3Model
 from .memory import cast_weights

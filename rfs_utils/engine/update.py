@@ -34,9 +34,9 @@ class LossTerms:
     def loss(self, logps: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """These rows' share of the loss; logps and mask are (n, up to T)."""
         old, ref, sampler = (self._part(x, logps, rows) for x in (self.old_logps, self.ref_logps, self.sampler_logps))
-        advantages, held = (self._part(x, logps, rows) for x in (self.advantages, self.held))
+        advantages, held = of_rows(self.advantages, logps, rows), self._part(self.held, logps, rows)
         loss = policy_loss(logps, old, ref, advantages, mask, self.method, sampler, self.total)
-        if held is None or old is None:  # the first update is where they are held
+        if held is None or old is None:  # in a single update nothing has moved away yet
             return loss
         pull = held * (logps - old).masked_fill(mask == 0, 0.0).abs()
         return loss + rollout_losses(pull, mask, self.method).sum() / self.total
@@ -48,7 +48,7 @@ class LossTerms:
         clipped = kl = 0.0
         if old is not None and self.method.surrogate == "clip":
             ratio = importance_ratio(logps, old, mask, self.method.ratio)
-            advantages = self._part(self.advantages, logps, rows).view(len(rows), -1)
+            advantages = of_rows(self.advantages, logps, rows).view(len(rows), -1)
             outside = is_clipped(ratio, advantages, self.method.clip_low, self.method.clip_high)
             clipped = (outside * mask).sum().item()
         if ref is not None:
@@ -57,7 +57,12 @@ class LossTerms:
 
     @staticmethod
     def _part(x: torch.Tensor | None, logps: torch.Tensor, rows: torch.Tensor) -> torch.Tensor | None:
-        return None if x is None else x[rows] if x.dim() == 1 else x[rows, : logps.shape[1]]
+        return None if x is None else of_rows(x, logps, rows)
+
+
+def of_rows(x: torch.Tensor, logps: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """These rows, (n,) or (n, T), of x, (N,) or (N, T), as wide as their log-probabilities."""
+    return x[rows] if x.dim() == 1 else x[rows, : logps.shape[1]]
 
 
 def counted_rollouts(batch: Experience, method: Method) -> torch.Tensor:
@@ -99,9 +104,10 @@ class Updater:
     ) -> dict[str, float | None]:
         """One or several optimiser steps on the same rollouts; returns the means of their metrics, and the rate.
 
-        `advantages` are (N,) or (N, T), `ref_logps` those of `reference_logps`, `held` those of LossTerms. With `minibatches` each pass over the rollouts
-        takes their groups in so many parts, and makes an optimiser step with each. Rollouts whose gradient is zero are
-        left out, and nothing moves when that holds for all, since AdamW's momentum would move the weights.
+        `advantages` are (N,) or (N, T), `ref_logps` those of `reference_logps`, `held` those of LossTerms. With
+        `minibatches` each pass over the rollouts takes their groups in so many parts, and makes an optimiser step with
+        each. Rollouts whose gradient is zero are left out, and nothing moves when that holds for all, since AdamW's
+        momentum would move the weights.
         """
         counted = counted_rollouts(batch, self.method)
         learning = counted if self.holds_all else counted & (advantages != 0).view(len(counted), -1).any(dim=1)

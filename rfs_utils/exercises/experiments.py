@@ -54,8 +54,8 @@ CONDITIONAL = "rfs_utils.exercises.ex07:conditional_format_rewards"
 WORK = "rfs_utils.exercises.ex07:worked_rewards"
 SHORT = {"steps": 25, "eval_every": 5}
 WEIGHTS = {f"weight {w}": {"negative_weight": w} for w in (0.0, 0.25, 0.5, 1.0)}
-STALE = {"sampler": "stale:8"}
-MISMATCH_RUNS = {
+STALE: dict = {"sampler": "stale:8"}
+MISMATCH_RUNS: dict[str, dict] = {
     "own samples": {},
     "stale, ignored": STALE | {"ratio_to": "trainer"},
     "clip": STALE,

@@ -186,8 +186,9 @@ def save_run_checkpoint(
 ) -> None:
     """Write checkpoints/step-NNNNN: model or adapter, optimiser, random states, and `state`, which JSON can hold.
 
-    `sampler` are the weights of a sampler that keeps some. All processes call it; process 0 writes, unless the model is in parts. The directory gets its name when all of it
-    is on the disk. Raises OSError, on all processes, when it cannot be written; older checkpoints are as they were.
+    `sampler` are the weights of a sampler that keeps some. All processes call it; process 0 writes, unless the model is
+    in parts. The directory gets its name when all of it is on the disk. Raises OSError, on all processes, when it
+    cannot be written; older checkpoints are as they were.
     """
     final = folder / "checkpoints" / checkpoint_name(step)
     temporary = final.with_name(f".{final.name}.tmp")
