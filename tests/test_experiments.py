@@ -13,7 +13,7 @@ from rfs_utils.exercises.experiments import (
     read_experiment,
 )
 
-SEEDS = {name: 3 if name.startswith("ex06") else 2 for name in EXPERIMENTS}
+SEEDS = {name: 3 if name.startswith(("ex06", "off_policy")) else 2 for name in EXPERIMENTS}
 SEEDS |= {name: 5 for name in EXPERIMENTS if "partial" in name or name.startswith("ch07")}
 
 

@@ -389,6 +389,7 @@ def rows_of(folder) -> list[dict]:
         ["--memory", "low", "--dtype", "bfloat16", "--kl-coef", "0.1", "--rewards", "accuracy,format=0.2"],
         ["--optimizer", "kahan", "--dtype", "bfloat16", "--method", "remax"],
         ["--rewards", "drawing:drawn", "--seed", "5"],
+        ["--sampler", "stale:3", "--ratio-to", "trainer"],
     ],
 )
 def test_stopping_and_resuming_changes_no_bit(settings, tmp_path, monkeypatch):

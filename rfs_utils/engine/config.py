@@ -24,6 +24,8 @@ from ..files.kinds import (
 from .memory import DTYPES, MEMORY
 from .optim import OPTIMIZERS
 from .rewards import parse_rewards
+from .samplers import SAMPLER, SAMPLERS
+from .token_rules import EXPECTED, TOKEN_RULE
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -104,6 +106,13 @@ class TrainConfig:
         None, "strength of the KL penalty towards the starting model", optional(number(0, 1e6), "")
     )
     kl: str | None = option(None, f"how that KL is estimated: {', '.join(KL_KINDS)}", one_of(None, *KL_KINDS))
+    token_rule: str = option("all", f"which tokens learn, and how: {EXPECTED}", TOKEN_RULE)
+    sampler: str = option("same", f"where samples come from: {SAMPLERS}, a copy renewed every K steps", SAMPLER)
+    ratio_to: str = option(
+        "sampler",
+        "what importance ratios compare with where the sampler is another: the sampler, or the trainer before the step",
+        one_of("sampler", "trainer"),
+    )
     memory: str = option(
         "auto", "auto fits the device and keeps small models in float32; low takes the least memory", one_of(*MEMORY)
     )
@@ -150,6 +159,8 @@ class TrainConfig:
             raise ValueError("with dtype bfloat16, adamw would lose most of its small steps; expected another")
         if self.shard and self.optimizer not in ("auto", "adamw"):
             raise ValueError(f"with shard, optimizer must be auto or adamw, got {self.optimizer}")
+        if self.sampler != "same" and (self.shard or self.lora_rank is not None):
+            raise ValueError(f"with shard or lora_rank, sampler must be same, got {self.sampler}")
         if self.tensorboard and find_spec("tensorboard") is None:
             raise ValueError("--tensorboard needs the package tensorboard: pip install tensorboard")
 

@@ -29,7 +29,9 @@ from .memory import (
 from .norms import use_lean_norms
 from .optim import make_optimizer
 from .rewards import parse_rewards
+from .samplers import Sampler
 from .sharding import gathered, shard
+from .token_rules import apply_token_rule
 from .update import Updater
 
 MAX_REFILLS = 3  # rounds in which dynamic sampling looks for groups with a signal
@@ -127,6 +129,7 @@ class Learner:
         trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.plan.optimizer, trained, config.lr, config.weight_decay)
         self.updater = Updater(config, self.method, self.plan, model, self.reference, self.optimizer)
+        self.sampler = Sampler(config.sampler)
         self.problems = Problems(problems, config.seed)
         self.done = 0  # steps
         self.samples = 0  # answers that this process has sampled for the last step, thrown away and greedy ones, too
@@ -147,7 +150,10 @@ class Learner:
         shared = parallel.gather((batch.parts.cpu(), batch.rewards.cpu(), lengths.cpu(), greedy))
         self.advantages = advantages = self.compute_advantages(shared)
         lr = self.config.learning_rate(self.done)
-        updates = self.updater.update(batch, advantages.flatten(), lr, ref_logps)
+        per_token, held = apply_token_rule(
+            self.config.token_rule, advantages.flatten(), self.model, batch.rollouts, self.config.temperature
+        )
+        updates = self.updater.update(batch, per_token, lr, ref_logps, held)
         parts, rewards = (torch.cat([own[k] for own in shared]) for k in range(2))
         judged = rewards[~rewards.isnan()]
         sums = parallel.gather(self.sums(batch))
@@ -198,6 +204,7 @@ class Learner:
     def collect(self) -> Experience:
         """Groups of answers to the next problems; with dynamic sampling, groups without signal are replaced."""
         config, missing = self.config, self.config.prompts_per_step
+        model = self.sampler.at(self.done, self.model)
         kept: list[Experience] = []
         self.samples = 0
         each = config.num_rollouts + (self.method.baseline == "greedy")
@@ -212,7 +219,7 @@ class Learner:
             self.samples += each * (own.stop - own.start)
             if own.start < own.stop:
                 found = collect(
-                    self.model, self.tokenizer, examples[own], uniform[own], self.rewards, self.method, self.plan,
+                    model, self.tokenizer, examples[own], uniform[own], self.rewards, self.method, self.plan,
                     self.device, self.done, config.temperature, config.top_p,
                 )  # fmt: skip
                 useful = found.has_signal.nonzero().squeeze(1)

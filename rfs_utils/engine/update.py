@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..ch06 import Rollouts
-from ..ch07 import Method, importance_ratio, is_clipped, kl_estimate, loss_total, policy_loss
+from ..ch07 import Method, importance_ratio, is_clipped, kl_estimate, loss_total, policy_loss, rollout_losses
 from ..qwen3 import Qwen3Model
 from . import parallel
 from .config import TrainConfig
@@ -24,16 +24,22 @@ class LossTerms:
     """What the loss of N rollouts is made of besides the model's log-probabilities; it stays while the weights move."""
 
     method: Method
-    advantages: torch.Tensor  # (N,)
+    advantages: torch.Tensor  # (N,), or (N, T) where tokens differ
     sampler_logps: torch.Tensor  # (N, T)
-    old_logps: torch.Tensor | None = None  # (N, T), of the policy before the first update; None: there is only one
+    old_logps: torch.Tensor | None = None  # (N, T), what ratios compare with; None: the policy as it is, ratios of 1
     ref_logps: torch.Tensor | None = None  # (N, T), of the reference
+    held: torch.Tensor | None = None  # (N, T), how strongly tokens are held at old_logps
     total: float = 1.0  # what the loss of the update is divided by, on all processes
 
     def loss(self, logps: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """These rows' share of the loss; logps and mask are (n, up to T)."""
         old, ref, sampler = (self._part(x, logps, rows) for x in (self.old_logps, self.ref_logps, self.sampler_logps))
-        return policy_loss(logps, old, ref, self.advantages[rows], mask, self.method, sampler, self.total)
+        advantages, held = of_rows(self.advantages, logps, rows), self._part(self.held, logps, rows)
+        loss = policy_loss(logps, old, ref, advantages, mask, self.method, sampler, self.total)
+        if held is None or old is None:  # in a single update nothing has moved away yet
+            return loss
+        pull = held * (logps - old).masked_fill(mask == 0, 0.0).abs()
+        return loss + rollout_losses(pull, mask, self.method).sum() / self.total
 
     @torch.no_grad()
     def sums(self, logps: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor) -> list[float]:
@@ -42,7 +48,7 @@ class LossTerms:
         clipped = kl = 0.0
         if old is not None and self.method.surrogate == "clip":
             ratio = importance_ratio(logps, old, mask, self.method.ratio)
-            advantages = self.advantages[rows, None]
+            advantages = of_rows(self.advantages, logps, rows).view(len(rows), -1)
             outside = is_clipped(ratio, advantages, self.method.clip_low, self.method.clip_high)
             clipped = (outside * mask).sum().item()
         if ref is not None:
@@ -51,7 +57,12 @@ class LossTerms:
 
     @staticmethod
     def _part(x: torch.Tensor | None, logps: torch.Tensor, rows: torch.Tensor) -> torch.Tensor | None:
-        return None if x is None else x[rows, : logps.shape[1]]
+        return None if x is None else of_rows(x, logps, rows)
+
+
+def of_rows(x: torch.Tensor, logps: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """These rows, (n,) or (n, T), of x, (N,) or (N, T), as wide as their log-probabilities."""
+    return x[rows] if x.dim() == 1 else x[rows, : logps.shape[1]]
 
 
 def counted_rollouts(batch: Experience, method: Method) -> torch.Tensor:
@@ -84,21 +95,27 @@ class Updater:
     optimizer: torch.optim.Optimizer
 
     def update(
-        self, batch: Experience, advantages: torch.Tensor, lr: float, ref_logps: torch.Tensor | None = None
+        self,
+        batch: Experience,
+        advantages: torch.Tensor,
+        lr: float,
+        ref_logps: torch.Tensor | None = None,
+        held: torch.Tensor | None = None,
     ) -> dict[str, float | None]:
         """One or several optimiser steps on the same rollouts; returns the means of their metrics, and the rate.
 
-        `advantages` are (N,), `ref_logps` those of `reference_logps`. With `minibatches` each pass over the rollouts
-        takes their groups in so many parts, and makes an optimiser step with each. Rollouts whose gradient is zero are
-        left out, and nothing moves when that holds for all, since AdamW's momentum would move the weights.
+        `advantages` are (N,) or (N, T), `ref_logps` those of `reference_logps`, `held` those of LossTerms. With
+        `minibatches` each pass over the rollouts takes their groups in so many parts, and makes an optimiser step with
+        each. Rollouts whose gradient is zero are left out, and nothing moves when that holds for all, since AdamW's
+        momentum would move the weights.
         """
         counted = counted_rollouts(batch, self.method)
-        learning = counted if self.holds_all else counted & (advantages != 0)
+        learning = counted if self.holds_all else counted & (advantages != 0).view(len(counted), -1).any(dim=1)
         updates = []
         if sum(parallel.gather(int(learning.sum()))):
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            terms = self.loss_terms(batch.rollouts, advantages, ref_logps)
+            terms = replace(self.loss_terms(batch.rollouts, advantages, ref_logps), held=held)
             parts = self.in_minibatches(batch, terms, counted, learning)
             updates = [
                 self.update_once(batch.rollouts, rows, terms)
@@ -134,14 +151,24 @@ class Updater:
         return parts
 
     def loss_terms(self, rollouts: Rollouts, advantages: torch.Tensor, ref_logps: torch.Tensor | None) -> LossTerms:
-        """What all updates of a step compare with, of `advantages`, (N,)."""
+        """What all updates of a step compare with, of `advantages`, (N,) or (N, T)."""
         assert rollouts.logps is not None  # they have been sampled
-        # The sampler's own log-probs are the old ones, unless the method corrects for the sampler's rounding.
+        return LossTerms(self.method, advantages, rollouts.logps, self.old_logps(rollouts), ref_logps)
+
+    def old_logps(self, rollouts: Rollouts) -> torch.Tensor | None:
+        """What importance ratios compare with, (N, T); None where they are 1, in a single update of the step's own.
+
+        Methods with a `sampler_cap` have a weight of their own for the sampler, so that their ratios begin at 1 and
+        compare with the trainer at the start of the step. Other ratios compare with the sampler, whose mismatch they
+        then correct; or, with `ratio_to` of "trainer", with the trainer, and the mismatch is ignored.
+        """
         several = self.config.updates_per_step * self.config.minibatches > 1
-        old_logps = rollouts.logps if several else None
-        if self.method.sampler_cap is not None:
-            old_logps = self.score(self.model, rollouts)
-        return LossTerms(self.method, advantages, rollouts.logps, old_logps, ref_logps)
+        mismatch = self.config.sampler != "same"
+        if self.method.sampler_cap is not None or mismatch and several and self.config.ratio_to == "trainer":
+            return self.score(self.model, rollouts)
+        if several or mismatch and self.config.ratio_to == "sampler":
+            return rollouts.logps
+        return None
 
     def reference_logps(self, rollouts: Rollouts) -> torch.Tensor | None:
         """The reference's log-probabilities of the sampled tokens, (N, T); None without a reference."""

@@ -55,6 +55,18 @@ WORK = "rfs_utils.exercises.ex07:worked_rewards"
 SHORT = {"steps": 25, "eval_every": 5}
 SMALL_STEPS = {"prompts_per_step": 4, "eval_every": 10}
 WEIGHTS = {f"weight {w}": {"negative_weight": w} for w in (0.0, 0.25, 0.5, 1.0)}
+STALE: dict = {"sampler": "stale:8"}
+MISMATCH_RUNS: dict[str, dict] = {
+    "own samples": {},
+    "stale, ignored": STALE | {"ratio_to": "trainer"},
+    "clip": STALE,
+    "tis": STALE | {"method": "tis"},
+    "icepop": STALE | {"method": "icepop"},
+    "cispo": STALE | {"method": "cispo"},
+    "gspo": STALE | {"method": "gspo", "clip_low": 0.03, "clip_high": 0.04},  # 3e-4 would clip nearly all tokens here
+    "sapo": STALE | {"method": "sapo"},
+}
+LITTLE = {"prompts_per_step": 4, "steps": 30, "eval_every": 15}
 EXPERIMENTS = {
     "ex06_partial_rewards": Experiment(PARTIAL_RUNS, SHORT, extra=PARTIAL),
     "ex06_partial_rewards_seldom_boxed": Experiment(PARTIAL_RUNS, SHORT, "seldom-boxed", PARTIAL),
@@ -103,6 +115,25 @@ EXPERIMENTS = {
     ),
     "ch07_negative_weight": Experiment(WEIGHTS, SHORT | {"updates_per_step": 4}),
     "ch07_negative_weight_one_update": Experiment(WEIGHTS, SHORT),
+    "off_policy_mismatch": Experiment(MISMATCH_RUNS, LITTLE | {"steps": 32, "eval_every": 16}),
+    "off_policy_entropy": Experiment(
+        {
+            "all tokens": {},
+            "bonus 0.03": {"token_rule": "entropy_bonus=0.03"},
+            "bonus 0.1": {"token_rule": "entropy_bonus=0.1"},
+            "Clip-Cov": {"token_rule": "clip_cov=0.02"},
+            "top 20 %": {"token_rule": "top_entropy=0.2"},
+        },
+        LITTLE,
+    ),
+    "off_policy_entropy_four_updates": Experiment(
+        {
+            "all tokens": {},
+            "clip-higher": {"clip_high": 0.28},
+            "KL-Cov": {"token_rule": "kl_cov=0.02"},
+        },
+        LITTLE | {"updates_per_step": 4, "lr": 1e-4},
+    ),
 }  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 steps since the last checkpoint.
 
     config.toml  metrics.csv  samples.jsonl  before.json  result.json  curves.png  report.html  model/
-    checkpoints/step-00050/   a Hugging Face model directory, with optimizer and random states, and state.json
+    checkpoints/step-00050/   a Hugging Face model directory, with optimizer and random states, and state.json;
+                              and sampler.safetensors, the weights of a stale sampler
 """
 
 import csv
@@ -26,6 +27,7 @@ from safetensors.torch import load_file, save_file
 
 from ..engine import parallel, sharding
 from ..engine.lora import adapted, get_adapter, set_adapter
+from ..engine.samplers import Sampler
 from ..files import check_fields, parse_json, read_fields, write_json, write_text
 from ..files.folders import others, replace_folder, restore
 from ..files.kinds import ANY_NUMBER, OBJECT, TEXT, Kind, list_of, number, optional, record, table_of, whole
@@ -38,7 +40,10 @@ from ..qwen3 import Qwen3Model
 from ..tokenizer import ModelTokenizer
 from .watch import WATCHED
 
-CHECKPOINT_FILES = (*OWN_FILES, *LICENCES, *ADAPTER_FILES, "optimizer.safetensors", "random.safetensors", "state.json")
+CHECKPOINT_FILES = (
+    *OWN_FILES, *LICENCES, *ADAPTER_FILES, "optimizer.safetensors", "random.safetensors", "sampler.safetensors",
+    "state.json",
+)  # fmt: skip
 
 
 # What must be in the files of a run: it is checked before anything is done with them.
@@ -171,12 +176,19 @@ def append_lines(path: Path, records: list[dict]) -> None:
 
 
 def save_run_checkpoint(
-    folder: Path, step: int, model: Qwen3Model, tokenizer: ModelTokenizer, optimizer: torch.optim.Optimizer, state: dict
+    folder: Path,
+    step: int,
+    model: Qwen3Model,
+    tokenizer: ModelTokenizer,
+    optimizer: torch.optim.Optimizer,
+    state: dict,
+    sampler: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write checkpoints/step-NNNNN: model or adapter, optimiser, random states, and `state`, which JSON can hold.
 
-    All processes call it; process 0 writes, unless the model is in parts. The directory gets its name when all of it
-    is on the disk. Raises OSError, on all processes, when it cannot be written; older checkpoints are as they were.
+    `sampler` are the weights of a sampler that keeps some. All processes call it; process 0 writes, unless the model is
+    in parts. The directory gets its name when all of it is on the disk. Raises OSError, on all processes, when it
+    cannot be written; older checkpoints are as they were.
     """
     final = folder / "checkpoints" / checkpoint_name(step)
     temporary = final.with_name(f".{final.name}.tmp")
@@ -195,6 +207,8 @@ def save_run_checkpoint(
             parallel.on_main(prepare_checkpoint, temporary, write)
             parallel.on_main(write_tensors, temporary / "optimizer.safetensors", tensors)
         parallel.on_main(write_tensors, temporary / "random.safetensors", random_tensors)
+        if sampler:
+            parallel.on_main(write_tensors, temporary / "sampler.safetensors", sampler)
         parallel.on_main(finish_checkpoint, temporary, final, content)
     finally:
         if parallel.rank() == 0:
@@ -270,8 +284,13 @@ def read_state(directory: Path) -> dict:
     return state
 
 
-def load_run_checkpoint(directory: Path, model: Qwen3Model, optimizer: torch.optim.Optimizer) -> dict:
-    """Fill model, optimiser and random states from a checkpoint; returns its state. ValueError when damaged."""
+def load_run_checkpoint(
+    directory: Path, model: Qwen3Model, optimizer: torch.optim.Optimizer, sampler: Sampler | None = None
+) -> dict:
+    """Fill model, optimiser, random states and a stale sampler from a checkpoint; returns its state.
+
+    ValueError when it is damaged.
+    """
     state = read_state(directory)
     try:
         if sharding.is_sharded(model):
@@ -283,6 +302,8 @@ def load_run_checkpoint(directory: Path, model: Qwen3Model, optimizer: torch.opt
                 load_weights(model, directory / "model.safetensors")
             tensors = load_file(directory / "optimizer.safetensors")
         unpack_optimizer(optimizer, tensors, state["optimizer"])
+        if sampler is not None and sampler.period is not None:
+            sampler.restore(load_file(directory / "sampler.safetensors"), model)
         restore_random_states(load_file(directory / "random.safetensors"), state["random"])
     except Exception as error:  # the libraries that read tensors and random states raise many types
         if is_out_of_memory(error):

@@ -92,7 +92,7 @@ def resume(folder: str | Path, report: Callable[[str], None] = print, changes: d
         run.evaluate_before()
     if newest:
         with adding(older):
-            load_run_checkpoint(newest, learner.model, learner.optimizer)
+            load_run_checkpoint(newest, learner.model, learner.optimizer, learner.sampler)
     parallel.on_main(run.restore_logs, state["step"])
     parallel.on_main(write_text, folder / "config.toml", format_config(config))  # what it goes on with the next time
     run.restore(state)
@@ -329,7 +329,8 @@ class Run:
         state = {**learner.state(), "seconds": self.seconds, "best": self.best, "skipped": self.skipped}
         state |= {"watch": self.watch.state(), "ended_early": self.ended_early, "settings": asdict(self.config)}
         try:
-            save_run_checkpoint(self.folder, step, learner.model, learner.tokenizer, learner.optimizer, state)
+            parts = learner.model, learner.tokenizer, learner.optimizer, state, learner.sampler.tensors()
+            save_run_checkpoint(self.folder, step, *parts)
             self.saved = step
             parallel.on_main(prune_checkpoints, self.folder, self.config.keep_checkpoints, self.best[1])
         except OSError as error:
