@@ -6,15 +6,15 @@ __all__ = ['MetricsSource', 'Runs', 'KL_KINDS', 'METHODS', 'moving_average', 'pl
            'sequence_logprob_and_entropy', 'entropy_of', 'clipped_objective', 'is_clipped', 'importance_ratio',
            'log_ratio', 'kl_estimate', 'reward_format', 'AdvantageSettings', 'Method', 'reward_baseline',
            'rewards_differ', 'reward_scale', 'mean_and_std', 'centre_and_scale', 'combine_rewards',
-           'combine_standardised', 'compute_advantages', 'loss_total', 'rollout_losses', 'token_mean',
-           'surrogate_losses', 'soft_gate', 'geometric_ratio', 'token_losses', 'sampler_weight', 'zero_at_padding',
-           'policy_loss', 'soft_overlong_penalty']
+           'combine_standardised', 'compute_advantages', 'loss_total', 'rollout_losses', 'token_mean', 'soft_gate',
+           'geometric_ratio', 'surrogate_losses', 'sampler_weight', 'token_losses', 'zero_at_padding', 'policy_loss',
+           'soft_overlong_penalty']
 
 # %% ../ch07/ch07.ipynb #f9b43342
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -183,7 +183,7 @@ def importance_ratio(
 ) -> torch.Tensor:
     """Probability now over that before, (N, T): exp(logp - old logp).
 
-    Of each "token", 1 at padding; of the "sequence", the geometric mean over its tokens;
+    Of each "token", 1 at padding; of the "sequence", the geometric mean of its tokens;
     or of the whole sequence, their product, "sequence_sum". Defined in ch07, 7.4.
     """
     x = log_ratio(logps, old_logps).masked_fill(mask == 0, 0.0)
@@ -211,10 +211,9 @@ def kl_estimate(
 ) -> torch.Tensor:
     """The KL divergence from a reference, estimated for each sampled token.
 
-    With x = logps - ref_logps: k1 = x, k2 = x^2 / 2, k3 = exp(-x) - 1 + x, and
-    ratio_k3 = ratio * k3, where `ratio` is the importance ratio with its gradient
-    (default: one, with the gradient of logps). "reward" is no loss: its k1 is taken off
-    the rewards. Defined in ch07, 7.5.
+    With x = logps - ref_logps: k1 = x, k2 = x^2 / 2, k3 = exp(-x) - 1 + x; ratio_k3 is
+    k3 times the importance ratio with its gradient (default: 1, with that of logps).
+    "reward" is k1, taken off rewards. Defined in ch07, 7.5.
     """
     x = log_ratio(logps, ref_logps)
     if kind in ("k1", "reward"):
@@ -267,15 +266,12 @@ class Method(AdvantageSettings):
     """What sets a method apart; by default, chapter 6's GRPO with PPO's clipping."""
 
     # Loss of a token
-    # PPO's "clip", "cispo", "sapo", "gmpo", or the plain log-probability "log"
-    surrogate: str = "clip"
+    surrogate: str = "clip"  # or "cispo", "sapo", "gmpo", or "log", the plain logp
     ratio: str = "token"  # importance ratio: of a "token", "sequence" or "sequence_sum"
     clip_low: float = 0.2
     clip_high: float = 0.2
-    # Weight: trainer's over sampler's probability, at most sampler_cap; with a floor,
-    # tokens that are outside of the two limits count nothing
-    sampler_cap: float | None = None
-    sampler_floor: float | None = None
+    sampler_cap: float | None = None  # weight: trainer's / sampler's prob, at most this
+    sampler_floor: float | None = None  # tokens outside of these two count nothing
     drift_limit: float | None = None  # drop bad rollouts that are this much rarer now
     kl_coef: float = 0.0
     kl: str = "ratio_k3"  # one of KL_KINDS
@@ -288,13 +284,12 @@ class Method(AdvantageSettings):
 
     def changed(self, **settings) -> "Method":
         """The method with other values where they are not None."""
-        given = {name: value for name, value in settings.items() if value is not None}
-        return replace(self, **given)
+        return replace(self, **{k: v for k, v in settings.items() if v is not None})
 
     def differences(self) -> dict:
         """The settings that differ from the defaults."""
-        values = ((f, getattr(self, f.name)) for f in fields(self))
-        return {f.name: value for f, value in values if value != f.default}
+        defaults = vars(Method())
+        return {k: v for k, v in vars(self).items() if v != defaults[k]}
 
 # %% ../ch07/ch07.ipynb #6c39b456
 METHODS = {
@@ -311,6 +306,10 @@ METHODS = {
     "gmpo": Method(  # 2507.20673
         surrogate="gmpo", clip_low=0.33, clip_high=0.49, aggregate="sequence_mean",
     ),
+}  # fmt: skip
+
+# %% ../ch07/ch07.ipynb #be7cd8df
+METHODS |= {
     "cispo": Method(  # 2506.13585
         surrogate="cispo", clip_high=4.0, aggregate="token_mean",
     ),
@@ -398,7 +397,7 @@ def mean_and_std(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and deviation of the values, (B, G), that are not NaN; 0 for a single one.
 
-    Each counts `count` times, (B, G): as many tokens as its rollout has (default: once).
+    Each counts `count` times, (B, G), as for tokens of its rollout (default: once).
     """
     weights = (~values.isnan()) * (torch.ones_like(values) if count is None else count)
     known, total = values.nan_to_num(0.0), weights.sum().clamp(min=2)
@@ -420,7 +419,8 @@ def centre_and_scale(
     baseline = reward_baseline(rewards, method.baseline, greedy_rewards, lengths)
     advantages = rewards - baseline
     if method.scale != "none":
-        advantages = advantages / (reward_scale(rewards, advantages, method, lengths) + eps)
+        scale = reward_scale(rewards, advantages, method, lengths)
+        advantages = advantages / (scale + eps)
     if method.baseline in ("group", "others"):
         return advantages * rewards_differ(rewards, 1)
     if method.baseline == "tokens":
@@ -469,11 +469,9 @@ def compute_advantages(
 ) -> torch.Tensor:
     """Advantages, (B, G), of rewards, (B, G), or (B, G, K) with `weights`, (K,).
 
-    `greedy_rewards`, (B,), are those of the greedy answers, for the baseline "greedy";
-    `lengths`, (B, G), the tokens of each rollout, for a mean over tokens (default: equal).
+    `greedy_rewards`, (B,), are of greedy answers; `lengths`, (B, G), count tokens.
     Rollouts with a reward of NaN, not judged, get 0, and the others what they would get
-    without them; where fewer than two of a group are judged, it gets 0. ValueError for
-    other shapes. Defined in ch07, 7.7.
+    without them; a group with fewer than two judged gets 0. ValueError else on shapes.
     """
     if rewards.dim() not in (2, 3) or rewards.dim() == 2 and weights is not None:
         asked = "rewards of shape (B, G), or (B, G, K) where there are weights"
@@ -527,6 +525,30 @@ def token_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return (values * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
 
 # %% ../ch07/ch07.ipynb #a5b1e82c
+def soft_gate(
+    ratio: torch.Tensor, advantages: torch.Tensor, good: float = 1.0, bad: float = 1.05
+) -> torch.Tensor:
+    """SAPO's gate, arXiv 2511.20347: like the ratio near 1, flatter away from it.
+
+    `good` and `bad` are its temperatures for positive and for other advantages.
+    """
+    tau = torch.where(advantages > 0, good, bad)
+    return 4 / tau * torch.sigmoid(tau * (ratio - 1))
+
+
+def geometric_ratio(
+    x: torch.Tensor,
+    advantages: torch.Tensor,
+    mask: torch.Tensor,
+    low: float,
+    high: float,
+) -> torch.Tensor:
+    """GMPO's ratio, arXiv 2507.20673: exp of the mean of clipped log-ratios, (N, T)."""
+    top, bottom = math.log1p(high), math.log1p(-low) if low < 1 else -math.inf
+    x = torch.where(advantages > 0, x.clamp(max=top), x.clamp(min=bottom))
+    return token_mean(x, mask).exp().expand_as(x)
+
+# %% ../ch07/ch07.ipynb #658c6ea7
 def surrogate_losses(
     logps: torch.Tensor,
     old_logps: torch.Tensor,
@@ -548,29 +570,13 @@ def surrogate_losses(
         return -soft_gate(ratio, advantages) * advantages
     return -clipped_objective(ratio, advantages, low, high)
 
-
-def soft_gate(
-    ratio: torch.Tensor, advantages: torch.Tensor, good: float = 1.0, bad: float = 1.05
-) -> torch.Tensor:
-    """SAPO's gate, arXiv 2511.20347: about the ratio near 1, and ever flatter away from it.
-
-    `good` and `bad` are its temperatures for positive and for other advantages.
-    """
-    tau = torch.where(advantages > 0, good, bad)
-    return 4 / tau * torch.sigmoid(tau * (ratio - 1))
-
-
-def geometric_ratio(
-    x: torch.Tensor,
-    advantages: torch.Tensor,
-    mask: torch.Tensor,
-    low: float,
-    high: float,
-) -> torch.Tensor:
-    """GMPO's ratio, arXiv 2507.20673: mean of log-ratios, (N, T), each clipped before."""
-    top, bottom = math.log1p(high), math.log1p(-low) if low < 1 else -math.inf
-    x = torch.where(advantages > 0, x.clamp(max=top), x.clamp(min=bottom))
-    return token_mean(x, mask).exp().expand_as(x)
+# %% ../ch07/ch07.ipynb #f24acb05
+def sampler_weight(log_ratios: torch.Tensor, method: Method) -> torch.Tensor:
+    """exp of log-ratios, (N, T), truncated at the cap, or 0 beyond floor and cap."""
+    ratio, cap = torch.exp(log_ratios), method.sampler_cap
+    if cap is None or method.sampler_floor is None:
+        return ratio.clamp(max=cap)
+    return ratio * ((ratio >= method.sampler_floor) & (ratio <= cap))
 
 # %% ../ch07/ch07.ipynb #cd2e4b7f
 def token_losses(
@@ -595,14 +601,6 @@ def token_losses(
         kl = kl_estimate(logps, ref_logps, method.kl, ratio)
         loss = loss + method.kl_coef * kl
     return loss
-
-
-def sampler_weight(log_ratios: torch.Tensor, method: Method) -> torch.Tensor:
-    """exp of log-ratios, (N, T), truncated at the cap, or 0 outside of floor and cap."""
-    ratio, cap = torch.exp(log_ratios), method.sampler_cap
-    if method.sampler_floor is None:
-        return ratio.clamp(max=cap)
-    return ratio * ((ratio >= method.sampler_floor) & (ratio <= cap))
 
 # %% ../ch07/ch07.ipynb #06a9e73c
 def zero_at_padding(mask: torch.Tensor, *logps: torch.Tensor | None) -> list:
@@ -633,14 +631,13 @@ def policy_loss(
     if method.kl_coef and ref_logps is None:
         raise ValueError("a KL term needs the reference's log-probabilities, ref_logps")
     others = {"old": old_logps, "ref": ref_logps, "sampler": sampler_logps}
-    check_shapes(advantages, per_token=True, logps=logps, mask=mask, **others)
+    check_shapes(advantages, True, logps=logps, mask=mask, **others)
     logps, old_logps, ref_logps, sampler_logps = zero_at_padding(
         mask, logps, *others.values()
     )
     old_logps = logps.detach() if old_logps is None else old_logps
-    losses = token_losses(
-        logps, old_logps, ref_logps, sampler_logps, advantages, mask, method
-    )
+    given = logps, old_logps, ref_logps, sampler_logps
+    losses = token_losses(*given, advantages, mask, method)
     total = max(1.0, loss_total(mask, advantages, method)) if total is None else total
     return rollout_losses(losses, mask, method).sum() / total
 

@@ -54,7 +54,6 @@ CONDITIONAL = "rfs_utils.exercises.ex07:conditional_format_rewards"
 WORK = "rfs_utils.exercises.ex07:worked_rewards"
 SHORT = {"steps": 25, "eval_every": 5}
 SMALL_STEPS = {"prompts_per_step": 4, "eval_every": 10}
-WEIGHTS = {f"weight {w}": {"negative_weight": w} for w in (0.0, 0.25, 0.5, 1.0)}
 STALE: dict = {"sampler": "stale:8"}
 MISMATCH_RUNS: dict[str, dict] = {
     "own samples": {},
@@ -113,8 +112,6 @@ EXPERIMENTS = {
         },
         SMALL_STEPS | {"steps": 60}, extra=CONDITIONAL,
     ),
-    "ch07_negative_weight": Experiment(WEIGHTS, SHORT | {"updates_per_step": 4}),
-    "ch07_negative_weight_one_update": Experiment(WEIGHTS, SHORT),
     "off_policy_mismatch": Experiment(MISMATCH_RUNS, LITTLE | {"steps": 32, "eval_every": 16}),
     "off_policy_entropy": Experiment(
         {

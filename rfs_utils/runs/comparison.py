@@ -90,7 +90,8 @@ def runs_by_setting(path: str | Path, methods: Sequence[str] | None = None) -> d
     found: dict[tuple[str, ...], dict[int, list]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         if methods is None or row["method"] in methods:
-            found[(row["method"], *(row[name] for name in varied))][int(row["seed"])].append(row)
+            key = (row["method"], *(row[name] for name in varied))
+            found[key][int(row["seed"])].append(row)
     if not found:
         raise ValueError(f"{path} has no run of {', '.join(methods) if methods else 'any method'} to be summarised")
     return {key: dict(by_seed) for key, by_seed in found.items()}
