@@ -14,6 +14,7 @@ import torch
 from ..ch07 import compute_advantages
 from ..data import GENERATED, ask_as, generated, problem_set
 from ..qwen3 import Qwen3Model
+from ..threads import fit
 from ..tokenizer import ModelTokenizer
 from . import parallel
 from .config import TrainConfig
@@ -135,6 +136,8 @@ class Learner:
     def step(self) -> dict[str, float | None]:
         """Collect experience, update the weights, and return the step's metrics; the same on every process."""
         started = time.perf_counter()
+        if self.device.type == "cpu":
+            fit()
         self.done += 1
         self.optimizer.zero_grad()  # before sampling, whose cache takes the gradients' room
         with gathered(self.model):

@@ -11,8 +11,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from ..data import GENERATED, ask_as, generated
 from ..engine.config import TrainConfig, format_config, read_config
 from ..engine.learner import Learner, training_problems
@@ -21,6 +19,7 @@ from ..files import append_rows, write_atomically
 from ..files.kinds import shown
 from ..models import load_model_and_tokenizer, load_tokenizer, model_directory
 from ..statistics import mean_and_interval
+from ..threads import hold
 from .folder import seed_everything
 
 COLUMNS = ("method", "seed", "step", "rollouts", "seconds", "accuracy", "tokens", "reward")
@@ -69,13 +68,9 @@ def compare(methods: Sequence[str], seeds: int, config: TrainConfig, path: str |
     tokenizer = load_tokenizer(model_directory(config.model))
     ask_as(tokenizer, config.prompt, config.stop, config.chat)  # so is a stop text that never comes
     keep_settings(path, config)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with hold(1):
         runs = {method: partial(evaluations, config, method) for method in methods}
         run_missing(path, runs, seeds, report)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def run_missing(
