@@ -20,6 +20,11 @@ def set_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
+def is_quiet() -> bool:
+    """Whether they are left out."""
+    return _quiet
+
+
 def is_watched() -> bool:
     """Whether somebody looks on while it goes on: standard error is a terminal, or a notebook shows it."""
     return not _quiet and (sys.stderr.isatty() or "ipykernel" in type(sys.stderr).__module__)
@@ -29,7 +34,8 @@ def bar(steps: Iterable | None = None, shown: bool = True, **options) -> tqdm:
     """tqdm's bar for `steps`, no wider than a terminal of 80 columns; none where nobody looks on."""
     columns = min(WIDTH, shutil.get_terminal_size().columns)
     layout = "{desc} {n_fmt}/{total_fmt}|{bar}| {elapsed}<{remaining}{postfix}"
-    return tqdm(steps, disable=not (shown and is_watched()), ncols=columns, bar_format=layout, **options)
+    # A terminal of unknown size, as in some containers, has 0 rows, where tqdm shows nothing.
+    return tqdm(steps, disable=not (shown and is_watched()), ncols=columns, nrows=20, bar_format=layout, **options)
 
 
 def say(text: str) -> None:
@@ -45,8 +51,10 @@ def readable(text: str) -> str:
 
 def wrapped(text: str, first: str = "", width: int = WIDTH) -> str:
     """Lines of at most `width` columns, each as far to the right as the text after `first`, which begins the first."""
-    lines, indent = [], " " * len(first)
+    indent = " " * len(first)
+    lines: list[str] = []
     for line in readable(text).strip().split("\n"):
         begin = indent if lines else first
-        lines += textwrap.wrap(line, width, initial_indent=begin, subsequent_indent=indent) or [begin.rstrip()]
+        parts = textwrap.wrap(line, width - len(indent), break_on_hyphens=False) or [""]
+        lines += [((indent if place else begin) + part).rstrip() for place, part in enumerate(parts)]
     return "\n".join(lines)

@@ -7,7 +7,7 @@ import pytest
 
 from rfs_utils.cli import main
 from rfs_utils.plots import plot_training
-from rfs_utils.runs.page import curve, format_samples_text, write_page
+from rfs_utils.runs.page import best_samples, curve, format_samples_text, write_page
 
 ATTACK = "</pre><script>alert(1)</script><img src=x onerror=alert(1)>"
 
@@ -73,12 +73,12 @@ def test_samples_on_the_terminal(folder, capsys):
 
 def test_samples_come_best_first_and_bad_steps_are_named():
     records = [record(2, -1.0), record(2, 2.0), record(1)]
-    text = format_samples_text(records)
+    text = format_samples_text(best_samples(records))
     assert text.index("+2.00") < text.index("-1.00") and "step 1" not in text
     with pytest.raises(ValueError, match="no rollouts were kept at step 7: there are those of 1, 2"):
-        format_samples_text(records, 7)
+        best_samples(records, 7)
     with pytest.raises(ValueError, match="kept no rollouts"):
-        format_samples_text([])
+        best_samples([])
 
 
 NAN = float("nan")

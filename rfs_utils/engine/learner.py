@@ -13,6 +13,7 @@ import torch
 
 from ..ch07 import compute_advantages
 from ..data import GENERATED, ask_as, generated, problem_set
+from ..files.kinds import SettingError
 from ..qwen3 import Qwen3Model
 from ..threads import fit
 from ..tokenizer import ModelTokenizer
@@ -97,15 +98,15 @@ class Learner:
     ):
         config.check()
         if config.prompts_per_step < parallel.world_size():
-            raise ValueError(
+            raise SettingError(
                 f"prompts_per_step must be at least the number of processes, {parallel.world_size()}; "
-                f"got {config.prompts_per_step}"
-            )
+                f"got {config.prompts_per_step}", "prompts_per_step",
+            )  # fmt: skip
         if config.max_new_tokens >= model.cfg["context_length"]:
-            raise ValueError(
+            raise SettingError(
                 f"max_new_tokens must be below the {model.cfg['context_length']} tokens that the model can hold, "
-                f"got {config.max_new_tokens}"
-            )
+                f"got {config.max_new_tokens}", "max_new_tokens",
+            )  # fmt: skip
         ask_as(tokenizer, config.prompt, config.stop, config.chat)
         self.config, self.model, self.tokenizer, self.device = config, model, tokenizer, torch.device(device)
         self.plan = make_plan(config, model, self.device)

@@ -13,6 +13,7 @@ from typing import Any
 from ..files import kinds, parse_json, read_fields, write_text
 from ..files.kinds import TEXT, optional, whole
 from ..plots import METRICS, Line, Metrics, curves
+from ..terminal import wrapped
 from .folder import read_run
 
 RESULT = {  # of result.json, what the page needs
@@ -260,17 +261,25 @@ def format_reward(reward: float | None) -> str:
     return "not judged" if reward is None else f"reward {reward:g}"
 
 
-def format_samples_text(records: list[dict], step: int | None = None, limit: int = 8) -> str:
-    """The kept rollouts of a step (default: the last), best advantage first, for a terminal."""
+def best_samples(records: list[dict], step: int | None = None, limit: int = 8) -> list[dict]:
+    """The kept rollouts of a step (default: the last), best advantage first; ValueError when there are none."""
     steps = sorted({record["step"] for record in records})
     if not steps:
         raise ValueError("this run has kept no rollouts")
     step = steps[-1] if step is None else step
     if step not in steps:
         raise ValueError(f"no rollouts were kept at step {step}: there are those of {', '.join(map(str, steps))}")
-    chosen = sorted((r for r in records if r["step"] == step), key=lambda r: -r["advantage"])[:limit]
-    return "\n\n".join(
-        f"step {r['step']}  {format_reward(r['reward'])}  advantage {r['advantage']:+.2f}  {len(r['tokens'])} tokens\n"
-        f"{r['problem']}  (answer: {r['answer']})\n  {''.join(r['tokens']).strip()!r}"
-        for r in chosen
-    )
+    return sorted((r for r in records if r["step"] == step), key=lambda r: -r["advantage"])[:limit]
+
+
+def format_samples_text(records: list[dict]) -> str:
+    """Rollouts for a terminal."""
+    return "\n\n".join(map(format_sample_text, records))
+
+
+def format_sample_text(record: dict) -> str:
+    """A kept rollout in lines that fit a terminal."""
+    earned = f"{format_reward(record['reward'])}  advantage {record['advantage']:+.2f}"
+    head = f"step {record['step']}  {earned}  {len(record['tokens'])} tokens"
+    problem = wrapped(f"{record['problem']}  (answer: {record['answer']})")
+    return "\n".join([head, problem, wrapped("".join(record["tokens"]), "  ")])
