@@ -347,7 +347,8 @@ def add_samples(parser) -> None:
 
 def run_samples(args) -> Outcome:
     """`rfs samples`: to the screen, or as a page."""
-    from .runs.page import best_samples, format_samples_text, read_samples, write_page
+    from .runs.page import write_page
+    from .runs.samples import best_samples, format_samples_text, read_samples
 
     folder = Path(args.run_folder)
     if args.html:
@@ -357,6 +358,27 @@ def run_samples(args) -> Outcome:
         raise ValueError(f"there is no run folder {folder}")
     chosen = best_samples(read_samples(folder), args.step, args.limit)
     return chosen, format_samples_text(chosen)
+
+
+def add_watch(parser) -> None:
+    describe(
+        parser,
+        "Follow a run that goes on, in another terminal or process: RUN/report.html is written again whenever the run "
+        "has logged a step, and a browser in which it is open shows it. It ends with the run.",
+        "rfs watch runs/mine",
+        "rfs watch runs/mine --every 30",
+    )
+    parser.add_argument("run_folder", metavar="RUN", help="run folder")
+    add_number(parser, "--every", whole(1, 86_400), "seconds between two looks (default: %(default)s)", 5)
+    parser.set_defaults(run=run_watch, kept="; the page stays as it is, `rfs samples RUN --html` writes it again")
+
+
+def run_watch(args) -> Outcome:
+    """`rfs watch`: a page that follows the run."""
+    from .runs.live import follow
+
+    path = follow(args.run_folder, args.every, (lambda text: None) if args.quiet else reporter(args))
+    return {"written": str(path)}, f"written to {path}"
 
 
 def add_doctor(parser) -> None:
@@ -523,6 +545,7 @@ COMMANDS = {
     "eval": (add_eval, "measure a model on a set of problems"),
     "plot": (add_plot, "draw the curves of one or several runs"),
     "samples": (add_samples, "show rollouts that a run has kept"),
+    "watch": (add_watch, "follow a run that goes on, in a browser"),
     "doctor": (add_doctor, "say why a run may not learn, and what to try"),
     "compare": (add_compare, "train several methods over several seeds and print a table"),
     "download": (add_download, "fetch a model, a problem set or a published checkpoint"),

@@ -18,7 +18,7 @@ from rfs_utils.files import read_fields
 from rfs_utils.models import WEIGHTS_DIR, load_model_and_tokenizer
 from rfs_utils.plots import METRICS, read_metrics
 from rfs_utils.runs.folder import BEFORE, cut_log
-from rfs_utils.runs.page import read_samples
+from rfs_utils.runs.samples import read_samples
 
 
 def error_of(capsys, *command):

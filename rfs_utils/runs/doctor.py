@@ -15,9 +15,9 @@ from ..engine.config import FULL_LR, LORA_LR, TrainConfig, read_config
 from ..files import read_fields
 from ..grading import extract_final_candidate
 from ..terminal import wrapped
-from .folder import read_run
+from .folder import RESULT, read_run
 from .held_out import NUM_PROBLEMS
-from .page import RESULT, read_samples
+from .samples import read_samples
 
 MANY_CUT = 0.15  # share of answers that were cut off
 
@@ -430,15 +430,19 @@ CAUSES: tuple[Check, ...] = (not_finite, not_judged, too_hot, too_cold, short_li
 LESSONS: tuple[Check, ...] = (forgot_to_end, hacked, memorised)
 # How a run looks whose reason is none of those; again the first one.
 LOOKS: tuple[Check, ...] = (
-    collapsed, dip, too_easy, certain, no_signal, rate_too_low, held_back, flat
+    too_easy, collapsed, dip, certain, no_signal, rate_too_low, held_back, flat
 )  # fmt: skip
 
 CHECKS = (*CAUSES, *LESSONS, *LOOKS, unfinished)
 
 
-def examine(folder: str | Path) -> list[Finding]:
-    """What may keep a run from learning, likeliest causes first; empty when its log shows nothing of the kind."""
+def examine(folder: str | Path, result: dict | None = None) -> list[Finding]:
+    """What may keep a run from learning, likeliest causes first; empty when its log shows nothing of the kind.
+
+    `result` is what result.json will hold, where it is not written yet.
+    """
     log = Log(folder)
+    log.result = log.result or result or None
     found = first(CAUSES, log) or [finding for check in LESSONS if (finding := check(log))] or first(LOOKS, log)
     return found + first([unfinished], log)
 

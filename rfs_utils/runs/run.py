@@ -6,7 +6,7 @@ A run is a `Learner`, which knows how to do a step, with evaluation, logs, check
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +28,7 @@ from ..terminal import bar, is_quiet, is_watched, wrapped
 from .doctor import remark
 from .folder import (
     BEFORE,
+    RESULT,
     append_lines,
     checkpoint_name,
     checkpoint_steps,
@@ -43,7 +44,8 @@ from .folder import (
     stop_on_signals,
 )
 from .held_out import HeldOut
-from .page import RESULT, read_samples, write_page
+from .page import write_page
+from .samples import read_samples
 from .watch import MAX_SKIPPED, Watch, collapsed
 
 
@@ -430,10 +432,17 @@ def sample_records(learner: Learner, groups: int = 2) -> list[dict]:
             "answer": example["answer"],
             "reward": None if math.isnan(reward) else round(reward, 4),  # None: not judged
             "advantage": round(advantages[row // size, row % size].item(), 4),
+            **reward_parts(learner.rewards, batch.parts[row // size, row % size].tolist()),
             "tokens": [learner.tokenizer.decode([token]) for token in tokens],
             "logps": [round(x, 3) for x in batch.rollouts.logps[row, : len(tokens)].tolist()],
         })  # fmt: skip
     return records
+
+
+def reward_parts(names: Iterable[str], values: list[float]) -> dict:
+    """What each of several reward functions gave, None where it did not judge; nothing where there is only one."""
+    parts = {name: None if math.isnan(x) else round(x, 4) for name, x in zip(names, values, strict=True)}
+    return {"parts": parts} if len(parts) > 1 else {}
 
 
 def format_step(metrics: dict) -> str:
