@@ -108,6 +108,12 @@ def test_a_healthy_run_at_any_length_is_not_called_broken(copied):
         assert {finding.name for finding in examine(folder)} <= {"early dip", "unfinished"}, steps
 
 
+def test_of_many_evaluations_a_few_are_told():
+    log = Log(folder_of("healthy"))
+    assert len(log.held_out) == 11
+    assert re.fullmatch(r"39% before, 12% at step 5, 98% at step 25, 98% at step 50", log.accuracies())
+
+
 def test_a_run_that_goes_on_is_called_unfinished(copied):
     folder = copied("healthy")
     (folder / "result.json").unlink()

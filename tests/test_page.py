@@ -110,7 +110,7 @@ const set = (id, value) => { field(id).value = value; field(id).dispatchEvent(ne
 const texts = () => see().map(card => card.querySelector("b").textContent).join();
 said.push(texts());
 set("kind", "right"); said.push(texts()); set("kind", "all");
-set("search", "2 < 3"); said.push(texts()); set("search", "");
+set("search", "2 3?"); said.push(texts()); set("search", "");
 set("step", "3"); said.push(texts()); set("step", "all");
 set("order", "length"); said.push(texts());
 const svg = document.querySelector("svg[data-lines]");

@@ -110,8 +110,12 @@ class Log:
         return (statistics.fmean(two) - statistics.fmean(one)) / max(error, 1e-9)
 
     def accuracies(self) -> str:
-        """The evaluations in words."""
-        return ", ".join(f"{value:.0%} {'before' if step == 0 else f'at step {step}'}" for step, value in self.held_out)
+        """The evaluations in words; of more than five only the first, the lowest, the highest and the last."""
+        shown = self.held_out
+        if len(shown) > 5:
+            lowest, highest = (pick(shown, key=lambda pair: pair[1]) for pick in (min, max))
+            shown = sorted({shown[0], lowest, highest, shown[-1]})
+        return ", ".join(f"{value:.0%} {'before' if step == 0 else f'at step {step}'}" for step, value in shown)
 
 
 def not_finite(log: Log) -> Finding | None:
@@ -455,8 +459,9 @@ def first(checks: Sequence[Check], log: Log) -> list[Finding]:
 def format_findings(folder: str | Path, findings: Sequence[Finding]) -> str:
     """The findings as text of at most 79 columns."""
     if not findings:
-        log = Log(folder)
-        return wrapped(f"Nothing in the log says that {folder} went wrong; held-out accuracy {log.accuracies()}.")
+        evaluated = Log(folder).accuracies()
+        known = f"; held-out accuracy {evaluated}" if evaluated else ""
+        return wrapped(f"Nothing in the log says that {folder} went wrong{known}.")
     parts = []
     for number, finding in enumerate(findings, 1):
         lines = [wrapped(finding.says, f"{number}. "), wrapped(finding.evidence, "   seen: ")]
@@ -465,8 +470,8 @@ def format_findings(folder: str | Path, findings: Sequence[Finding]) -> str:
 
 
 def remark(folder: str | Path) -> str:
-    """The first finding about a run that has just stopped, in a few lines; empty when there is none."""
-    findings = [finding for finding in examine(folder) if finding.name != "unfinished"]
+    """The first reason why a run that has just stopped may not have learned, in a few lines; empty without one."""
+    findings = [finding for finding in examine(folder) if finding.name not in ("unfinished", "flat")]
     if not findings:
         return ""
     return wrapped(f"{findings[0].says} Try {findings[0].advice}. Why: rfs doctor {folder}")

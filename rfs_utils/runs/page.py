@@ -117,7 +117,7 @@ def format_settings(config: TrainConfig, folder: Path) -> str:
     command = f"rfs train --config {folder}/config.toml --out {folder}-again"
     return (
         f"<details open><summary>Settings and command</summary><p>The same again: <code>{escape(command)}</code></p>"
-        + (f"<table>{rows}</table>" if rows else "<p>All settings have their usual values.</p>")
+        + (f"<table class='settings'>{rows}</table>" if rows else "<p>All settings have their usual values.</p>")
         + f"<details><summary>All settings</summary><pre>{escape(every)}</pre></details></details>"
     )
 
