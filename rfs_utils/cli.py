@@ -1,21 +1,28 @@
-"""The command line: `rfs train`, `pretrain`, `eval`, `plot`, `samples`, `compare`, `download`, `import`, `export`.
+"""The command line: `rfs train`, `eval`, `doctor` and more; COMMANDS has them all.
+
+The function of a command returns what it has found or written twice, as data for `--json` and as text.
 
 Functions import what they need: torch takes seconds, and `rfs --help` should not.
 """
 
 import argparse
+import difflib
+import json
 import os
 import re
 import signal
 import sys
 import textwrap
 from collections.abc import Collection
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
+from typing import Any, NoReturn
 
-from .files.kinds import Kind, whole
+from .files.kinds import Kind, SettingError, whole
+
+Outcome = tuple[Any, str]  # data for --json, and text
 
 KEPT = "; what is finished is in the file, and the same command goes on from there"
 
@@ -71,6 +78,13 @@ def add_prompt(parser) -> None:
     parser.set_defaults(kinds={**(parser.get_default("kinds") or {}), "chat": setting_kinds()["chat"]})
 
 
+def add_output(parser) -> None:
+    """The options that say how much a command writes, and in which form."""
+    group = parser.add_argument_group("output")
+    group.add_argument("--quiet", action="store_true", help="only results, warnings and errors: no bars, no lines")
+    group.add_argument("--json", action="store_true", help="the result as JSON on standard output, and nothing else")
+
+
 def flag(name: str) -> str:
     """A setting on the command line: --num-rollouts for num_rollouts."""
     return f"--{name.replace('_', '-')}"
@@ -90,7 +104,7 @@ def check_options(args) -> None:
             kind.check(name, getattr(args, name))
     for name, value in vars(args).items():
         if value == "" or isinstance(value, list) and "" in value:
-            raise ValueError(f"{name} must be a text that is not empty")
+            raise SettingError(f"{name} must be a text that is not empty", name)
 
 
 def add_settings(parser, without: Collection[str] = ()) -> None:
@@ -122,8 +136,13 @@ def given_settings(args) -> dict:
     return {field.name: getattr(args, field.name) for field in fields(TrainConfig) if hasattr(args, field.name)}
 
 
-def run_train(args) -> None:
-    """`rfs train`, anew or resumed."""
+def reporter(args):
+    """A function that writes lines on the way where they belong: not among JSON."""
+    return (lambda text: print(text, file=sys.stderr)) if args.json else print
+
+
+def run_train(args) -> Outcome:
+    """`rfs train`, anew or resumed; its text is reported on the way."""
     from .engine import parallel
     from .engine.config import MAY_CHANGE, TrainConfig, read_config
     from .runs.run import resume, train
@@ -132,13 +151,13 @@ def run_train(args) -> None:
     parallel.start()
     try:
         if args.resume is None:
-            train(TrainConfig(**{**(read_config(args.config) if args.config else {}), **settings}))
-            return
+            config = TrainConfig(**{**(read_config(args.config) if args.config else {}), **settings})
+            return train(config, reporter(args)), ""
         fixed = sorted(settings.keys() - set(MAY_CHANGE) | settings.keys() & {"out"})
         if fixed or args.config:
             what = flag(fixed[0]) if fixed else "--config"
             raise ValueError(f"a run goes on with its own settings: {what} cannot be given with --resume")
-        resume(args.resume, changes=settings)
+        return resume(args.resume, reporter(args), changes=settings), ""
     finally:
         parallel.stop()
 
@@ -163,15 +182,17 @@ def add_pretrain(parser) -> None:
     parser.set_defaults(run=run_pretrain)
 
 
-def run_pretrain(args) -> None:
+def run_pretrain(args) -> Outcome:
     """`rfs pretrain`; SIGTERM is Ctrl-C, which keeps the model as it is."""
     from .exercises.pretrain import pretrain_all
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        pretrain_all(args.out, steps=args.steps, seed=args.seed)
+        with redirect_stdout(sys.stderr if args.json else sys.stdout):
+            pretrain_all(args.out, steps=args.steps, seed=args.seed)
     finally:
         signal.signal(signal.SIGTERM, before)
+    return {"written": args.out}, ""
 
 
 def add_eval(parser) -> None:
@@ -221,7 +242,7 @@ def add_eval(parser) -> None:
     parser.set_defaults(run=run_eval, kept=KEPT)
 
 
-def run_eval(args) -> None:
+def run_eval(args) -> Outcome:
     """`rfs eval`: answers go to a file, figures to the screen."""
     from .data import ask_as, load_prompt, problem_set
     from .engine.packing import packed
@@ -246,7 +267,13 @@ def run_eval(args) -> None:
         packed(model), tokenizer, problems, out, device, args.max_new_tokens, args.temperature, args.top_p,
         args.samples, args.seed, args.batch_size, args.limit,
     )  # fmt: skip
-    print(f"{args.checkpoint or args.model} on {args.data}\n{format_evaluation(result)}\nanswers in {out}")
+    asked = f"{args.checkpoint or args.model} on {args.data}"
+    data = {
+        "model": args.checkpoint or args.model, "data": args.data, "answers": len(result.records),
+        "accuracy": result.accuracy, "mean_tokens": result.mean_tokens, "truncated": result.truncated,
+        "levels": {name: part.accuracy for name, part in result.by("level").items()}, "written": out,
+    }  # fmt: skip
+    return data, f"{asked}\n{format_evaluation(result)}\nanswers in {out}"
 
 
 def add_plot(parser) -> None:
@@ -269,7 +296,7 @@ def add_plot(parser) -> None:
     parser.set_defaults(run=run_plot)
 
 
-def run_plot(args) -> None:
+def run_plot(args) -> Outcome:
     """`rfs plot`: a picture of several runs."""
     from .ch07 import plot_grpo_metrics
     from .plots import save_figure
@@ -277,7 +304,7 @@ def run_plot(args) -> None:
     columns = args.columns.split(",") if args.columns else []
     figure = plot_grpo_metrics(group_runs(args.runs, columns), columns or None, args.window)
     save_figure(figure, args.out)
-    print(f"written to {args.out}")
+    return {"written": args.out}, f"written to {args.out}"
 
 
 def group_runs(folders: list[str], columns: list[str]) -> dict[str, list[dict]]:
@@ -318,17 +345,60 @@ def add_samples(parser) -> None:
     parser.set_defaults(run=run_samples)
 
 
-def run_samples(args) -> None:
+def run_samples(args) -> Outcome:
     """`rfs samples`: to the screen, or as a page."""
-    from .runs.page import format_samples_text, read_samples, write_page
+    from .runs.page import write_page
+    from .runs.samples import best_samples, format_samples_text, read_samples
 
     folder = Path(args.run_folder)
     if args.html:
-        print(f"written to {write_page(folder)}; open it in a browser")
-    elif not folder.is_dir():
+        path = write_page(folder)
+        return {"written": str(path)}, f"written to {path}; open it in a browser"
+    if not folder.is_dir():
         raise ValueError(f"there is no run folder {folder}")
-    else:
-        print(format_samples_text(read_samples(folder), args.step, args.limit))
+    chosen = best_samples(read_samples(folder), args.step, args.limit)
+    return chosen, format_samples_text(chosen)
+
+
+def add_watch(parser) -> None:
+    describe(
+        parser,
+        "Follow a run that goes on, in another terminal or process: RUN/report.html is written again whenever the run "
+        "has logged a step, and a browser in which it is open shows it. It ends with the run.",
+        "rfs watch runs/mine",
+        "rfs watch runs/mine --every 30",
+    )
+    parser.add_argument("run_folder", metavar="RUN", help="run folder")
+    add_number(parser, "--every", whole(1, 86_400), "seconds between two looks (default: %(default)s)", 5)
+    parser.set_defaults(run=run_watch, kept="; the page stays as it is, `rfs samples RUN --html` writes it again")
+
+
+def run_watch(args) -> Outcome:
+    """`rfs watch`: a page that follows the run."""
+    from .runs.live import follow
+
+    path = follow(args.run_folder, args.every, (lambda text: None) if args.quiet else reporter(args))
+    return {"written": str(path)}, f"written to {path}"
+
+
+def add_doctor(parser) -> None:
+    describe(
+        parser,
+        "Say why a run may not learn, in plain words: what its log shows, and what to try. A run that still goes on, "
+        "or has been cut short, can be examined, too.",
+        "rfs doctor runs/mine",
+        "rfs doctor runs/mine --json",
+    )
+    parser.add_argument("run_folder", metavar="RUN", help="run folder")
+    parser.set_defaults(run=run_doctor)
+
+
+def run_doctor(args) -> Outcome:
+    """`rfs doctor`."""
+    from .runs.doctor import as_records, examine, format_findings
+
+    findings = examine(args.run_folder)
+    return as_records(findings), format_findings(args.run_folder, findings)
 
 
 # Settings of a run that a comparison decides itself, or has no use for.
@@ -370,12 +440,12 @@ def add_compare(parser) -> None:
     parser.set_defaults(run=run_compare, kept=KEPT)
 
 
-def run_compare(args) -> None:
+def run_compare(args) -> Outcome:
     """`rfs compare`: runs, then the table."""
     from .ch07 import METHODS
     from .engine.config import TrainConfig
     from .runs.compare import TUNING_SEEDS, compare, parse_grid
-    from .runs.comparison import best_settings, summarise
+    from .runs.comparison import best_settings, read_comparison, summarise
 
     named = (args.methods or ",".join(METHODS)).split(",")
     methods = list(dict.fromkeys(name.strip() for name in named if name.strip()))
@@ -387,8 +457,11 @@ def run_compare(args) -> None:
     grid = parse_grid(args.grid, allowed)
     settings = best_settings(args.best_of, args.methods and methods) if args.best_of else methods
     first = TUNING_SEEDS if args.tune else 0
-    compare(settings, range(first, first + args.seeds), TrainConfig(**given_settings(args)), args.csv, grid)
-    print(f"\n{summarise(args.csv, methods)}")
+    report = (lambda text: None) if args.quiet else reporter(args)
+    seeds = range(first, first + args.seeds)
+    compare(settings, seeds, TrainConfig(**given_settings(args)), args.csv, grid, report)
+    rows = [row for row in read_comparison(args.csv) if row["method"] in methods]
+    return {"written": args.csv, "evaluations": rows}, f"\n{summarise(args.csv, methods)}"
 
 
 def add_download(parser) -> None:
@@ -414,7 +487,7 @@ def add_download(parser) -> None:
     parser.set_defaults(run=run_download, names=[*HUB_MODELS, *PROBLEM_SETS, *checkpoints])
 
 
-def run_download(args) -> None:
+def run_download(args) -> Outcome:
     """`rfs download`: prints where the files are."""
     from .data import PROBLEM_SETS
     from .hub.download import download_qwen3_grpo_checkpoints
@@ -433,7 +506,7 @@ def run_download(args) -> None:
         load(path)
     else:
         path = download_qwen3_grpo_checkpoints(name.removeprefix("grpo-"), args.step, folder)
-    print(f"{name} is in {path}")
+    return {"written": str(path)}, f"{name} is in {path}"
 
 
 def add_import(parser) -> None:
@@ -446,10 +519,11 @@ def add_import(parser) -> None:
     parser.add_argument("file", metavar="FILE", help="the GGUF file")
     parser.add_argument("--to", required=True, metavar="DIR", help="the new directory")
 
-    def run(args):
+    def run(args) -> Outcome:
         from .models import import_gguf
 
-        print(f"written to {import_gguf(args.file, args.to)}")
+        path = import_gguf(args.file, args.to)
+        return {"written": str(path)}, f"written to {path}"
 
     parser.set_defaults(run=run)
 
@@ -470,12 +544,13 @@ def add_export(parser) -> None:
     parser.add_argument("--model", metavar="MODEL", help=model_help)
     add_prompt(parser)
 
-    def run(args):
+    def run(args) -> Outcome:
         from .data import load_prompt
         from .runs.export import export_model
 
         prompt = args.prompt and load_prompt(args.prompt)
-        print(f"written to {export_model(args.source, args.to, args.model, prompt, args.stop, args.chat)}")
+        path = export_model(args.source, args.to, args.model, prompt, args.stop, args.chat)
+        return {"written": str(path)}, f"written to {path}"
 
     parser.set_defaults(run=run)
 
@@ -486,6 +561,8 @@ COMMANDS = {
     "eval": (add_eval, "measure a model on a set of problems"),
     "plot": (add_plot, "draw the curves of one or several runs"),
     "samples": (add_samples, "show rollouts that a run has kept"),
+    "watch": (add_watch, "follow a run that goes on, in a browser"),
+    "doctor": (add_doctor, "say why a run may not learn, and what to try"),
     "compare": (add_compare, "train several methods over several seeds and print a table"),
     "download": (add_download, "fetch a model, a problem set or a published checkpoint"),
     "import": (add_import, "make a model directory of a GGUF file"),
@@ -503,20 +580,49 @@ def installed_version() -> str:
         return "not installed"
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that says what may have been meant by a mistyped command or option."""
+
+    options: Collection[str] = ()  # of the command, which the parser of all commands reports the unknown ones of
+
+    def error(self, message: str) -> NoReturn:
+        """Usage and one sentence, exit code 2."""
+        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        if unknown and (meant := nearest(unknown[1], self.options)):
+            message += f"; did you mean {meant}?"
+        super().error(message)
+
+
+OTHER_NAMES = {"--learning-rate": "--lr", "--temp": "--temperature", "--epochs": "--steps", "--output": "--out"}
+
+
+def nearest(word: str, known: Collection[str]) -> str | None:
+    """The known word that a mistyped one is likeliest to be, or None."""
+    if OTHER_NAMES.get(word) in known:
+        return OTHER_NAMES[word]
+    return next(iter(difflib.get_close_matches(word, known, n=1)), None)
+
+
 def make_parser(words: list[str]) -> argparse.ArgumentParser:
     """The parser of the command line `words`: all commands with a line of help, and the options of the one named."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="rfs",
         description="Train reasoning models with reinforcement learning from verifiable rewards.",
         epilog="To begin: rfs train. All options of a command: rfs COMMAND --help.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {installed_version()}")
+    if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+        meant = nearest(words[0], COMMANDS)
+        hint = f"did you mean {meant}?" if meant else f"there are {', '.join(COMMANDS)}"
+        parser.error(f"there is no command {words[0]!r}; {hint}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (add_options, text) in COMMANDS.items():
         command = commands.add_parser(name, help=text)
         if name in words:
             import_module(".runs.run", __package__)  # and with it torch and nearly all that a command may need
             add_options(command)
+            add_output(command)
+            parser.options = [option for action in command._actions for option in action.option_strings]
     return parser
 
 
@@ -543,6 +649,8 @@ def main(argv: list[str] | None = None) -> int:
     It is 1 for a run that failed, and 130 or 143 after Ctrl-C or SIGTERM.
     """
     with ended_by_ctrl_c() if argv is None else nullcontext():  # the process is not ours when another program calls
+        if argv is None and (not sys.stderr.isatty() or "--quiet" in sys.argv):
+            os.environ.setdefault("TQDM_DISABLE", "1")  # bars that are not terminal.py's, such as those of downloads
         parser = make_parser(sys.argv[1:] if argv is None else argv)
         args = parser.parse_args(argv)
     if args.command is None:
@@ -555,17 +663,23 @@ def run_command(args) -> int:
     """Do what the arguments say; the exit code of `main`."""
     from .memory_errors import is_out_of_memory
     from .runs.run import RunFailed, RunStopped
+    from .terminal import set_quiet
 
     del args.command
+    set_quiet(args.quiet)
     try:
         check_options(args)
-        args.run(args)
+        data, text = args.run(args)
+        if args.json:
+            print(json.dumps(data, ensure_ascii=False, indent=2))
+        elif text:
+            print(text)
     except OSError as error:  # without its number; a temporary file's second name is the one that people know
         name = error.filename2 or error.filename
         print(f"rfs: error: {f'{name}: {error.strerror}' if name else error}", file=sys.stderr)
         return 2
     except ValueError as error:
-        print(f"rfs: error: {error}", file=sys.stderr)
+        print(f"rfs: error: {error.spelt(as_typed) if isinstance(error, SettingError) else error}", file=sys.stderr)
         return 2
     except RunFailed as error:
         print(f"rfs: error: {error}", file=sys.stderr)
@@ -586,7 +700,17 @@ def run_command(args) -> int:
             print(f"rfs: error: a file cannot be read or written: {error}", file=sys.stderr)
             return 2
         raise
+    finally:
+        set_quiet(False)  # for a program that calls `main` several times
     return 0
+
+
+PLACES = {"run_folder": "RUN", "runs": "RUN", "source": "RUN", "name": "NAME", "file": "FILE"}  # have no option
+
+
+def as_typed(name: str) -> str:
+    """A setting or argument as it is typed on the command line."""
+    return PLACES.get(name) or flag(name)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from tqdm import tqdm
 
 from .ch06 import reward_rlvr, sample_batch
 from .data import render_prompt
@@ -15,6 +14,8 @@ from .grading import extract_final_candidate, grade_answer
 from .qwen3 import Qwen3Model
 from .sampling import Stops, has_ended
 from .statistics import pass_at_k, wilson_interval
+from .terminal import bar
+from .threads import fit
 from .tokenizer import Tokenizer, encode_prompts, stops
 
 Answer = tuple[int, int]  # index of a problem, number of the sample
@@ -78,12 +79,12 @@ def evaluate_model(
     if not problems:
         raise ValueError("there are no problems to evaluate; expected at least one")
     records: list[dict] = [{} for _ in problems]
-    bar = tqdm(total=len(problems), desc="evaluating", disable=not progress)
+    shown = bar(total=len(problems), desc="evaluating", shown=progress)
     for batch in answer_batches(model, tokenizer, problems, device, max_new_tokens, temperature, top_p, batch_size):
         for (index, _), record in batch.items():
             records[index] = record
-        bar.update(len(batch))
-    bar.close()
+        shown.update(len(batch))
+    shown.close()
     return Evaluation(records)
 
 
@@ -123,6 +124,8 @@ def answer_batches(
             if seed is not None:  # what a row draws depends on the rows beside it: all of them again, or none
                 rows = batch
                 torch.manual_seed(zlib.crc32(f"{seed} {first} {batch}".encode()))
+            if torch.device(device).type == "cpu":
+                fit()
             rollouts = sample_batch(
                 model, tokenizer, [prompts[i] for i in rows], device, len(samples), max_new_tokens, temperature, top_p
             )

@@ -27,6 +27,7 @@ from .hub.weights import (
     weights_file,
 )
 from .qwen3 import Qwen3Model, rope_tables
+from .threads import fit
 from .tokenizer import (
     CHAT_TEMPLATE,
     HFTokenizer,
@@ -228,9 +229,12 @@ def load_model(
     """The model of a Hugging Face directory, in eval mode, its weights of the config's type or of `dtype`.
 
     Each tensor is read, cast and moved by itself, so that there is never a second copy of the weights.
-    A file's own output head is used where it differs from the embedding, as `transformers` does.
+    A file's own output head is used where it differs from the embedding, as `transformers` does. On a CPU, torch gets
+    as many threads as the machine has cores to spare (threads.py).
     """
     directory = Path(directory)
+    if torch.device(device).type == "cpu":
+        fit()
     cfg = read_model_config(directory / "config.json")
     dtype = native_dtype(dtype or cfg["dtype"], device)
     path = weights_file(directory)

@@ -4,6 +4,7 @@ import os
 import signal
 
 import pytest
+import torch
 from small import make_model, make_tokenizer
 
 from rfs_utils.qwen3 import Qwen3Model
@@ -13,6 +14,10 @@ NIGHTLY = bool(os.environ.get("RFS_NIGHTLY"))  # as `make nightly` sets it: ever
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a job in the background; tests send Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# So that no command writes a line about a busy machine, whatever else computes here; processes of tests inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
 
 
 @pytest.fixture

@@ -63,3 +63,22 @@ def test_memory_of_a_step(monkeypatch, capsys, arguments):
     found = json.loads(capsys.readouterr().out)
     assert found["optimizer"] == "8bit" and found["peak_gb"] > 0
     assert {"sampling", "step"} < set(found["cpu_seconds"]) and len(found["cpu_seconds"]) >= 3
+
+
+@pytest.mark.nightly
+def test_threads_beside_a_busy_process(monkeypatch, capsys, tmp_path):
+    path = tmp_path / "threads.csv"
+    sizes = ("--rounds", "1", "--steps", "1", "--busy", "1", "--ways", "one", "chosen", "--csv", str(path))
+    run(monkeypatch, "threads", *sizes)
+    with path.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["busy"], row["way"]) for row in rows] == [("1", "one"), ("1", "chosen")]
+    assert rows[0]["threads"] == "1" and all(float(row["seconds"]) > 0 for row in rows)
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_the_table_of_threads(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    rows = [{"busy": 4, "way": "chosen", "seconds": s, "threads": 1} for s in (1.0, 4.0, 2.0)]
+    line = runpy.run_path(str(FOLDER / "threads.py"))["format_table"](rows).splitlines()[1]
+    assert line.split() == ["4", "chosen", "2.00", "1.00", "4.00", "1,", "1,", "1"]

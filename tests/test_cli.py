@@ -18,7 +18,7 @@ from rfs_utils.files import read_fields
 from rfs_utils.models import WEIGHTS_DIR, load_model_and_tokenizer
 from rfs_utils.plots import METRICS, read_metrics
 from rfs_utils.runs.folder import BEFORE, cut_log
-from rfs_utils.runs.page import read_samples
+from rfs_utils.runs.samples import read_samples
 
 
 def error_of(capsys, *command):
@@ -151,7 +151,7 @@ def test_training_on_a_file_asks_for_held_out_problems(folder, capsys):
 
 def test_answers_longer_than_the_model_can_hold(folder, capsys):
     line = error_of(capsys, "train", "--steps", 1, "--max-new-tokens", 600)
-    assert "max_new_tokens must be below the 512 tokens that the model can hold, got 600" in line
+    assert "--max-new-tokens must be below the 512 tokens that the model can hold, got 600" in line
     assert not list(folder.iterdir())
 
 

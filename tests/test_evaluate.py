@@ -372,7 +372,7 @@ def test_rfs_eval(tmp_path, capsys):
         (["--limit", "0"], "limit must be a whole number from 1 to"),
         (["--model", "gpt"], "unknown model 'gpt'"),
         (["--temperature", "-1"], "temperature must be"),
-        (["--max-new-tokens", "0"], "max_new_tokens must be a whole number from 1 to"),
+        (["--max-new-tokens", "0"], "--max-new-tokens must be a whole number from 1 to"),
         (["--samples", "2"], "just 1 at temperature 0"),
         (["--checkpoint", "nowhere.pth"], "there is no checkpoint nowhere.pth"),
     ],

@@ -294,11 +294,11 @@ def test_a_run_with_adapters_resumes_exports_and_is_evaluated(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--lora-rank", "0"], "lora_rank must be a whole number from 1"),
-        (["--lora-rank", "-3"], "lora_rank must be a whole number from 1"),
-        (["--lora-rank", "65"], "lora_rank must be from 1 to 64, the width of the narrowest layer; got 65"),
-        (["--lora-rank", "2", "--lora-alpha", "0"], "lora_alpha must be a number from 1e-06"),
-        (["--lora-rank", "2", "--lora-alpha", "-1"], "lora_alpha must be a number from 1e-06"),
+        (["--lora-rank", "0"], "--lora-rank must be a whole number from 1"),
+        (["--lora-rank", "-3"], "--lora-rank must be a whole number from 1"),
+        (["--lora-rank", "65"], "--lora-rank must be from 1 to 64, the width of the narrowest layer; got 65"),
+        (["--lora-rank", "2", "--lora-alpha", "0"], "--lora-alpha must be a number from 1e-06"),
+        (["--lora-rank", "2", "--lora-alpha", "-1"], "--lora-alpha must be a number from 1e-06"),
         (["--lora-rank", "2", "--shard"], "expected only one of the two"),
     ],
 )

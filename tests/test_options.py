@@ -9,7 +9,7 @@ import pytest
 from rfs_utils import models
 from rfs_utils.cli import COMMANDS, main, make_parser
 from rfs_utils.exercises import pretrain
-from rfs_utils.runs import compare
+from rfs_utils.runs import compare, live
 from rfs_utils.runs import run as trainer
 
 VALUES = ("0", "-1", "nan", "inf", "1e39", "1e308", str(2**63), str(10**200), "", "text")
@@ -19,7 +19,7 @@ WORDS = {  # what makes each command work
     "compare": [*SETTINGS, "--methods", "grpo", "--seeds", "1"], "pretrain": ["--steps", "1"],
     "eval": ["--limit", "1", "--max-new-tokens", "2"], "plot": ["run"], "samples": ["run"],
     "download": ["grpo-no_kl"], "export": ["run", "--to", "exported"],
-    "import": ["some.gguf", "--to", "imported"],
+    "import": ["some.gguf", "--to", "imported"], "watch": ["run"], "doctor": ["run"],
 }  # fmt: skip
 ROW = dict.fromkeys(compare.COLUMNS[2:], 1)
 
@@ -29,6 +29,7 @@ def quick(monkeypatch, tmp_path, few_problems):
     """Few problems, no pre-training, no connection, and a run to be shown."""
     monkeypatch.setattr(trainer.Run, "finish", lambda self: {})
     monkeypatch.setattr(compare, "evaluations", lambda config, method, seed: [ROW])
+    monkeypatch.setattr(live, "follow", lambda folder, seconds, report: tmp_path)
     monkeypatch.setattr(pretrain, "pretrain_all", lambda *args, **options: None)
     monkeypatch.setattr(models, "download_model", lambda *args: tmp_path)
     monkeypatch.setattr("rfs_utils.hub.download.download_qwen3_grpo_checkpoints", lambda *args: tmp_path)
@@ -74,7 +75,7 @@ def test_no_value_of_an_option_ends_in_a_traceback(command, tmp_path, monkeypatc
             if found not in ("works", "refused") or value == "" and found == "works":
                 wrong.append((name, value[:12], found))
     assert not wrong
-    assert counted["refused"] > counted["works"] // 4
+    assert not counted or counted["refused"] > counted["works"] // 4
     with capsys.disabled():
         print(f"\n{command}: {counted['refused']} refused, {counted['works']} worked", end="")
 

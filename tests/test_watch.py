@@ -27,7 +27,7 @@ def test_a_healthy_run_gets_no_warning():
         ({"reward_avg": 0.0}, "reward has been 0 for 5 steps, after 0.40 at its best"),
         ({"zero_signal_groups": 1.0, "accuracy": 0.1}, "all rollouts are alike"),
         ({"zero_signal_groups": 1.0, "accuracy": 1.0}, "all solved"),
-        ({"truncated": 0.95}, "max_new_tokens is too small"),
+        ({"truncated": 0.95}, "--max-new-tokens is too small"),
         ({"reward_avg": None, "accuracy": None, "zero_signal_groups": 1.0}, "every reward was None"),
     ],
 )
@@ -40,7 +40,7 @@ def test_each_collapse_is_told_once_with_its_likely_reason(changes, words):
 
 def test_two_collapses_at_once_are_both_told_the_cause_first():
     first, second = warnings((20, {"truncated": 1.0, "zero_signal_groups": 1.0, "accuracy": 0.0}))
-    assert "max_new_tokens is too small" in first and "no group has had a signal" in second
+    assert "--max-new-tokens is too small" in first and "no group has had a signal" in second
 
 
 def test_a_few_bad_steps_are_no_collapse():

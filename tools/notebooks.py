@@ -9,6 +9,7 @@ Without names, all notebooks of the book.
 
 import ast
 import hashlib
+import os
 import re
 import sys
 from pathlib import Path
@@ -74,6 +75,8 @@ def run(path: Path) -> None:
     from nbclient import NotebookClient
 
     notebook = nbformat.read(path, 4)
+    # What is stored must not tell of other processes on the author's machine, as rfs_utils/threads.py would.
+    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
     NotebookClient(notebook, timeout=1200, resources={"metadata": {"path": str(path.parent)}}).execute()
     nbformat.write(notebook, path)
     clean(path)

@@ -15,6 +15,7 @@ from ..files.kinds import (
     NAME,
     PROMPT,
     Kind,
+    SettingError,
     number,
     one_of,
     optional,
@@ -154,13 +155,17 @@ class TrainConfig:
             kind.check(name, getattr(self, name))
         parse_rewards(self.rewards)
         if self.shard and self.lora_rank is not None:
-            raise ValueError("shard divides the weights that learn, few with lora_rank; expected only one of the two")
+            text = "shard divides the weights that learn, few with lora_rank; expected only one of the two"
+            raise SettingError(text, "shard", "lora_rank")
         if self.dtype == "bfloat16" and self.optimizer == "adamw" and not self.learns_in_float32:
-            raise ValueError("with dtype bfloat16, adamw would lose most of its small steps; expected another")
+            text = "with dtype bfloat16, optimizer adamw would lose most of its small steps; expected another"
+            raise SettingError(text, "dtype", "optimizer")
         if self.shard and self.optimizer not in ("auto", "adamw"):
-            raise ValueError(f"with shard, optimizer must be auto or adamw, got {self.optimizer}")
+            text = f"with shard, optimizer must be auto or adamw, got {self.optimizer}"
+            raise SettingError(text, "shard", "optimizer")
         if self.sampler != "same" and (self.shard or self.lora_rank is not None):
-            raise ValueError(f"with shard or lora_rank, sampler must be same, got {self.sampler}")
+            text = f"with shard or lora_rank, sampler must be same, got {self.sampler}"
+            raise SettingError(text, "shard", "lora_rank", "sampler")
         if self.tensorboard and find_spec("tensorboard") is None:
             raise ValueError("--tensorboard needs the package tensorboard: pip install tensorboard")
 

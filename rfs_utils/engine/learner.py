@@ -13,7 +13,9 @@ import torch
 
 from ..ch07 import compute_advantages, kl_estimate
 from ..data import GENERATED, ask_as, generated, problem_set
+from ..files.kinds import SettingError
 from ..qwen3 import Qwen3Model
+from ..threads import fit
 from ..tokenizer import ModelTokenizer
 from . import parallel
 from .config import TrainConfig
@@ -98,15 +100,15 @@ class Learner:
     ):
         config.check()
         if config.prompts_per_step < parallel.world_size():
-            raise ValueError(
+            raise SettingError(
                 f"prompts_per_step must be at least the number of processes, {parallel.world_size()}; "
-                f"got {config.prompts_per_step}"
-            )
+                f"got {config.prompts_per_step}", "prompts_per_step",
+            )  # fmt: skip
         if config.max_new_tokens >= model.cfg["context_length"]:
-            raise ValueError(
+            raise SettingError(
                 f"max_new_tokens must be below the {model.cfg['context_length']} tokens that the model can hold, "
-                f"got {config.max_new_tokens}"
-            )
+                f"got {config.max_new_tokens}", "max_new_tokens",
+            )  # fmt: skip
         ask_as(tokenizer, config.prompt, config.stop, config.chat)
         self.config, self.model, self.tokenizer, self.device = config, model, tokenizer, torch.device(device)
         self.plan = make_plan(config, model, self.device)
@@ -139,6 +141,8 @@ class Learner:
     def step(self) -> dict[str, float | None]:
         """Collect experience, update the weights, and return the step's metrics; the same on every process."""
         started = time.perf_counter()
+        if self.device.type == "cpu":
+            fit()
         self.done += 1
         self.optimizer.zero_grad()  # before sampling, whose cache takes the gradients' room
         with gathered(self.model):

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..files.kinds import SettingError
 from ..hub.adapters import Adapter, merge
 from ..qwen3 import Qwen3Model
 
@@ -54,7 +55,8 @@ def add_adapters(model: Qwen3Model, rank: int, alpha: float, seed: int = 0) -> N
     layers = {name: module for name, module in model.trf_blocks.named_modules() if isinstance(module, nn.Linear)}
     narrowest = min(min(layer.weight.shape) for layer in layers.values())
     if not 1 <= rank <= narrowest:
-        raise ValueError(f"lora_rank must be from 1 to {narrowest}, the width of the narrowest layer; got {rank}")
+        text = f"lora_rank must be from 1 to {narrowest}, the width of the narrowest layer; got {rank}"
+        raise SettingError(text, "lora_rank")
     if not alpha > 0:
         raise ValueError(f"lora_alpha must be above 0, got {alpha}")
     model.requires_grad_(False)

@@ -1,9 +1,25 @@
 """What a value must be: types and ranges of settings, options and fields of files, each declared once."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+
+class SettingError(ValueError):
+    """A setting makes no sense; `names` are those that the sentence has, so that others can spell them their way."""
+
+    def __init__(self, text: str, *names: str):
+        super().__init__(text)
+        self.names = names
+
+    def spelt(self, spell: Callable[[str], str]) -> str:
+        """The sentence with its names in another spelling, each where it stands first."""
+        text = str(self)
+        for name in self.names:
+            text = re.sub(rf"\b{name}\b", lambda found: spell(found[0]), text, count=1)
+        return text
 
 
 @dataclass(frozen=True)
@@ -14,9 +30,9 @@ class Kind:
     fits: Callable[[Any], bool]
 
     def check(self, name: str, value: object) -> None:
-        """ValueError with one sentence unless the value fits."""
+        """SettingError, a ValueError, with one sentence unless the value fits."""
         if not self.fits(value):
-            raise ValueError(f"{name} must be {self.text}; got {shown(value)}")
+            raise SettingError(f"{name} must be {self.text}; got {shown(value)}", name)
 
 
 def whole(low: int = 0, high: int = 2**53) -> Kind:

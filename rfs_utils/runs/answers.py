@@ -8,7 +8,6 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from ..data import PROMPTS, render_prompt
 from ..evaluate import Evaluation, answer_batches, check_room
@@ -16,6 +15,7 @@ from ..files import kinds, parse_json
 from ..memory_errors import is_out_of_memory
 from ..qwen3 import Qwen3Model
 from ..sampling import check_sampling
+from ..terminal import bar
 from ..tokenizer import ModelTokenizer, stop_ids
 
 _SCALAR = kinds.Kind("a text or a number", lambda value: not isinstance(value, (list, dict)))
@@ -62,20 +62,20 @@ def evaluate_to_file(
     kept = resume_answers(path, settings)
     wanted = [(index, sample) for index in range(len(chosen)) for sample in range(num_samples)]
     records = {a: kept[keys[a[0]], a[1]] for a in wanted if (keys[a[0]], a[1]) in kept}
-    bar = tqdm(total=len(wanted), initial=len(records), desc="evaluating", unit="answer", disable=not progress)
+    shown = bar(total=len(wanted), initial=len(records), desc="evaluating", shown=progress)
     batches = answer_batches(
         model, tokenizer, chosen, device, max_new_tokens, temperature, top_p, batch_size, num_samples,
         seed if temperature > 0 else None, set(records),
     )  # fmt: skip
-    with path.open("a", encoding="utf-8") as file, bar:
+    with path.open("a", encoding="utf-8") as file, shown:
         try:
             for batch in batches:
                 lines = [json.dumps({"key": keys[i], **record}, ensure_ascii=False) for (i, _), record in batch.items()]
                 file.write("\n".join(lines) + "\n")
                 file.flush()
                 records |= batch
-                bar.update(len(batch))
-                bar.set_postfix(right=f"{sum(r['correct'] for r in records.values()) / len(records):.1%}")
+                shown.update(len(batch))
+                shown.set_postfix_str(f"right {sum(r['correct'] for r in records.values()) / len(records):.1%}")
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

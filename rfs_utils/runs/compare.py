@@ -7,14 +7,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from ..data import GENERATED, ask_as, generated
 from ..engine.config import TrainConfig, field_type, format_config, read_config
 from ..engine.learner import Learner, training_problems
 from ..evaluate import evaluate_model
 from ..files import write_atomically
 from ..models import load_model_and_tokenizer, load_tokenizer, model_directory
+from ..threads import hold
 from .comparison import append_run, finished_runs
 from .folder import seed_everything
 
@@ -81,14 +80,10 @@ def compare(
     tokenizer = load_tokenizer(model_directory(config.model))
     ask_as(tokenizer, config.prompt, config.stop, config.chat)  # so is a stop text that never comes
     keep_settings(path, config, varied)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with hold(1):
         keys = [tuple(str(run[name]) for name in ("method", *varied)) for run in runs]
         calls = {key: partial(evaluations, one) for key, one in zip(keys, configs, strict=True)}
         run_missing(path, calls, seeds, report, varied)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def run_missing(

@@ -55,6 +55,12 @@ BEFORE = {
     "harder_accuracy": optional(number(0, 1)),
     "responses": list_of(TEXT),
 }
+RESULT = {  # of result.json, what pages and the doctor need
+    "accuracy_before": number(0, 1), "accuracy_after": number(0, 1), "tokens_before": number(0),
+    "tokens_after": number(0), "harder_accuracy_before": optional(number(0, 1)),
+    "harder_accuracy_after": optional(number(0, 1)), "steps": whole(), "seconds": number(0),
+    "seed": whole(), "method": TEXT, "model": TEXT, "ended_early": optional(TEXT),
+}  # fmt: skip
 _STEP = optional(whole())
 _BEST = Kind(
     "an accuracy and its step, or -1 and null",

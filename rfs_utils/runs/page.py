@@ -1,75 +1,39 @@
-"""A run as one web page without any outside file: curves, and rollouts coloured token by token.
+"""A run as one web page without any outside file: what it came to, curves, and rollouts by problem, token by token.
 
 What a model wrote is text here and nothing else: every character goes through `html.escape`.
 """
 
+import json
 import math
-from collections.abc import Callable
-from functools import partial
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cache
 from html import escape
+from importlib.resources import files
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
-from ..files import kinds, parse_json, read_fields, write_text
-from ..files.kinds import TEXT, optional, whole
+from ..engine.config import TrainConfig, read_config
+from ..files import read_fields, write_text
+from ..grading import extract_final_candidate, grade_answer
 from ..plots import METRICS, Line, Metrics, curves
-from .folder import read_run
+from .doctor import Finding, examine
+from .folder import RESULT, read_run
+from .samples import format_reward, read_samples
 
-RESULT = {  # of result.json, what the page needs
-    "accuracy_before": kinds.number(0, 1), "accuracy_after": kinds.number(0, 1), "tokens_before": kinds.number(0),
-    "tokens_after": kinds.number(0), "harder_accuracy_before": optional(kinds.number(0, 1)),
-    "harder_accuracy_after": optional(kinds.number(0, 1)), "steps": whole(), "seconds": kinds.number(0),
-    "seed": whole(), "method": TEXT, "model": TEXT, "ended_early": optional(TEXT),
-}  # fmt: skip
-
-CSS = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1a1a1a; --quiet: #5c5c5c; --line: #d8d8d8; --curve: #0072b2;
-  --unsure: #e69f00; --good: #009e73; --bad: #d55e00; --card: #f6f6f4; }
-@media (prefers-color-scheme: dark) { :root { --paper: #16181b; --ink: #e8e6e3; --quiet: #a8a8a8; --line: #3a3d42;
-  --curve: #56b4e9; --unsure: #e69f00; --good: #2bb98e; --bad: #f07c2c; --card: #1f2226; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 72rem; padding: 1rem; background: var(--paper); color: var(--ink);
-  font: 1rem/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.4rem; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-table { border-collapse: collapse; } th, td { padding: .15rem .9rem .15rem 0; text-align: right; }
-th:first-child, td:first-child { text-align: left; font-weight: normal; color: var(--quiet); }
-.curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem; }
-figure { margin: 0; padding: .6rem .8rem; background: var(--card); border-radius: .4rem; }
-figcaption b { display: block; } figcaption { font-size: .85rem; color: var(--quiet); }
-figcaption b { color: var(--ink); font-size: .95rem; }
-svg { width: 100%; height: auto; display: block; } svg text { fill: var(--quiet); font-size: 11px; }
-polyline { fill: none; stroke: var(--curve); stroke-width: 2; vector-effect: non-scaling-stroke; }
-.faint { stroke-width: 1; opacity: .55; } circle { fill: var(--curve); stroke: none; } line { stroke: var(--line); }
-.held { stroke: var(--ink); stroke-width: 1.3; stroke-dasharray: 5 3; } circle.held { fill: var(--ink); stroke: none; }
-.controls { display: flex; flex-wrap: wrap; gap: .5rem 1.2rem; align-items: center; margin: .5rem 0 1rem; }
-label, select { font: inherit; } select { background: var(--card); color: var(--ink); padding: .15rem .3rem; }
-.rollout { margin: 0 0 .8rem; padding: .6rem .8rem; background: var(--card); border-radius: .4rem; }
-.rollout p { margin: 0 0 .4rem; font-size: .85rem; color: var(--quiet); }
-.rollout pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font: .9rem/1.6 ui-monospace, monospace; }
-.by-logp .rollout span { background: color-mix(in srgb, var(--unsure) calc(var(--u) * 1%), transparent); }
-.by-advantage .good pre { background: color-mix(in srgb, var(--good) calc(var(--s) * 1%), transparent); }
-.by-advantage .bad pre { background: color-mix(in srgb, var(--bad) calc(var(--s) * 1%), transparent); }
-"""
-
-SCRIPT = """
-const list = document.getElementById("rollouts"), cards = [...list.children];
-const pick = id => document.getElementById(id).value;
-function update() {
-  list.className = "by-" + pick("colour");
-  const key = pick("order"), step = pick("step");
-  const sign = key === "step" || key === "length" ? 1 : -1;
-  cards.sort((a, b) => sign * (a.dataset[key] - b.dataset[key]) || a.dataset.number - b.dataset.number);
-  for (const card of cards) { card.hidden = step !== "all" && card.dataset.step !== step; list.append(card); }
-}
-for (const id of ["colour", "order", "step"]) document.getElementById(id).addEventListener("change", update);
-update();
-"""
+FIGURES = files("rfs_utils") / "figures"
+ABOUT_CURVES = (
+    "Thin: each step. Thick: their mean over a tenth of the run. Dashed: held-out problems. The values stand below a "
+    "curve when the pointer is on it, or when the arrow keys move along it."
+)
 
 
-def write_page(folder: Path, result: dict | None = None) -> Path:
+def write_page(folder: str | Path, result: dict | None = None, refresh: int = 0) -> Path:
     """Write report.html for a run that has metrics; returns its path. ValueError when there is nothing to show.
 
-    `result` is what result.json holds, or will hold (default: what is in it, if it is there).
+    `result` is what result.json holds, or will hold (default: what is in it, if it is there). With `refresh`, a
+    browser reads the page again after so many seconds.
     """
     folder = Path(folder)
     if not (folder / "metrics.csv").is_file():
@@ -77,76 +41,40 @@ def write_page(folder: Path, result: dict | None = None) -> Path:
     metrics = read_run(folder)
     if result is None:
         result = read_fields(folder / "result.json", RESULT) if (folder / "result.json").is_file() else {}
-    records = read_samples(folder)
+    config = None
+    findings: list[Finding] = []
+    if (folder / "config.toml").is_file():
+        config = TrainConfig(**read_config(folder / "config.toml"))
+        findings = [] if refresh else examine(folder, result)
+    metrics = with_result(metrics, result)
+    more = [name for name in metrics if name.startswith("reward_") and name not in (*METRICS, "reward_std")]
     parts = [
         f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(folder.name)}</title>",
         "<meta name='viewport' content='width=device-width, initial-scale=1'>",
-        f"<style>{CSS}</style></head><body><main><h1>Training run {escape(folder.name)}</h1>",
+        f"<style>{(FIGURES / 'report.css').read_text(encoding='utf-8')}</style></head>",
+        f"<body data-refresh='{refresh}'><main><h1>Training run {escape(folder.name)}</h1>",
         format_result(result),
-        "<h2>Curves</h2><p>Thin: each step. Thick: their mean over a tenth of the run. Dashed: held-out problems.</p>",
+        format_findings(findings),
+        "" if config is None else format_settings(config, folder),
+        f"<h2>Curves</h2><p>{ABOUT_CURVES}</p>",
         "<div class='curves'>",
-        *(curve(metrics, column) for column in METRICS),
+        *(curve(metrics, column) for column in (*METRICS, *more)),
         "</div>",
-        format_samples(records),
-        "</main></body></html>\n",
+        format_samples(read_samples(folder)),
+        f"</main><script>{(FIGURES / 'report.js').read_text(encoding='utf-8')}</script></body></html>\n",
     ]
     write_text(folder / "report.html", "\n".join(parts))
     return folder / "report.html"
 
 
-def read_samples(folder: Path) -> list[dict]:
-    """The rollouts that a run has kept; an unfinished last line is left out. ValueError for a damaged one."""
-    path = Path(folder) / "samples.jsonl"
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            records.append(parse_json(line))
-        except ValueError:
-            raise ValueError(f"{path} is damaged: line {number} is not JSON") from None
-        if fault := find_fault(records[-1]):
-            raise ValueError(f"{path} is damaged: line {number} {fault}")
-    return records
-
-
-def find_fault(record: object) -> str | None:
-    """What is wrong with a kept rollout, or None."""
-    if not isinstance(record, dict):
-        return "is no rollout; expected an object with step, reward, tokens and more"
-    for name, (fits, expected) in FIELDS.items():
-        if name not in record:
-            return f"has no {name}; expected {expected}"
-        if not fits(record[name]):
-            return f"has a wrong {name}; expected {expected}"
-    if len(record["tokens"]) != len(record["logps"]):
-        return f"has {len(record['tokens'])} tokens and {len(record['logps'])} logps; expected as many"
-    return None
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
-
-
-def _is_list(value: object, fits: Callable[[Any], bool]) -> bool:
-    return isinstance(value, list) and all(map(fits, value))
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-# Of a line of samples.jsonl: whether a value fits, and what is expected.
-FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "step": (lambda value: isinstance(value, int) and 0 <= value < 10**15, "a whole number"),
-    "reward": (lambda value: value is None or _is_number(value), "a number, or null where it was not judged"),
-    "advantage": (_is_number, "a number"),
-    "tokens": (partial(_is_list, fits=_is_text), "a list of texts"),
-    "logps": (partial(_is_list, fits=lambda x: _is_number(x) and x <= 0), "a list of log-probabilities"),
-    "problem": (_is_text, "a text"),
-    "answer": (_is_text, "a text"),
-}
+def with_result(metrics: Metrics, result: dict) -> dict[str, list[float | None]]:
+    """The metrics with the final evaluation, of all held-out problems, as that of the last step."""
+    columns = {name: list(values) for name, values in metrics.items()}
+    if result and result["steps"] in columns["step"]:
+        place = columns["step"].index(result["steps"])
+        for name, key in (("eval_accuracy", "accuracy_after"), ("eval_tokens", "tokens_after")):
+            columns.setdefault(name, [None] * len(columns["step"]))[place] = result[key]
+    return columns
 
 
 def format_result(result: dict) -> str:
@@ -169,9 +97,35 @@ def format_result(result: dict) -> str:
     )
 
 
+def format_findings(findings: Sequence[Finding]) -> str:
+    """What may have gone wrong, as `rfs doctor` says it."""
+    if not findings:
+        return ""
+    items = "".join(
+        f"<li><b>{escape(finding.says)}</b>Seen: {escape(finding.evidence)}<br>Try: {escape(finding.advice)}</li>"
+        for finding in findings
+    )
+    return f"<h2>Warnings</h2><ul class='findings'>{items}</ul>"
+
+
+def format_settings(config: TrainConfig, folder: Path) -> str:
+    """The settings that differ from the usual ones, all of them, and how to train the same again."""
+    usual = asdict(TrainConfig())
+    changed = {name: value for name, value in asdict(config).items() if value != usual[name] and name != "out"}
+    rows = "".join(f"<tr><td>{name}</td><td>{escape(str(value))}</td></tr>" for name, value in changed.items())
+    every = "\n".join(f"{name} = {value!r}" for name, value in asdict(config).items() if value is not None)
+    command = f"rfs train --config {folder}/config.toml --out {folder}-again"
+    return (
+        f"<details open><summary>Settings and command</summary><p>The same again: <code>{escape(command)}</code></p>"
+        + (f"<table class='settings'>{rows}</table>" if rows else "<p>All settings have their usual values.</p>")
+        + f"<details><summary>All settings</summary><pre>{escape(every)}</pre></details></details>"
+    )
+
+
 def curve(metrics: Metrics, column: str) -> str:
     """One metric as a small picture, like a panel of `plot_training`; nothing when it has no values."""
-    (title, about), (each, smooth, _, held_out) = METRICS[column], curves(metrics, column)
+    title, about = METRICS.get(column, (column.removeprefix("reward_"), "mean of this reward"))
+    each, smooth, _, held_out = curves(metrics, column)
     lines = [line for line in (each, smooth, held_out) if line[0]]
     if not lines:
         return ""
@@ -194,17 +148,27 @@ def curve(metrics: Metrics, column: str) -> str:
     drawn = [polyline(kind, line) for kind, line in kinds.items() if line[0]]
     axis = place(first, low)[1]
     (x0, *_, x1), (y0, *_, y1) = (2 * part for part in lines[0])
+    named = {"each": each, "mean": smooth, "held-out": held_out}
+    points = escape(json.dumps({name: rounded(line) for name, line in named.items() if line[0]}))
+    frame = json.dumps([first, last, left, width - 8])
     label = f"{title}: from {y0:.3g} at step {x0:.0f} to {y1:.3g} at step {x1:.0f}"
     return (
-        f"<figure><figcaption><b>{title}</b>{about}</figcaption>"
-        f"<svg viewBox='0 0 {width} {height + 16}' role='img' aria-label='{escape(label)}'>"
+        f"<figure><figcaption><b>{escape(title)}</b>{about}</figcaption>"
+        f"<svg viewBox='0 0 {width} {height + 16}' role='img' aria-label='{escape(label)}' tabindex='0' "
+        f"data-lines='{points}' data-frame='{frame}'>"
         f"<line x1='{left}' x2='{width - 8}' y1='{axis:.1f}' y2='{axis:.1f}'/>"
         f"<text x='{left - 4}' y='14' text-anchor='end'>{short_number(high)}</text>"
         f"<text x='{left - 4}' y='{axis:.1f}' text-anchor='end'>{short_number(low)}</text>"
         f"<text x='{left}' y='{height + 13}'>step {first:.0f}</text>"
         f"<text x='{width - 8}' y='{height + 13}' text-anchor='end'>{last:.0f}</text>"
-        f"{''.join(drawn)}</svg></figure>"
+        f"<line class='cursor' x1='-9' x2='-9' y1='6' y2='{height - 6}'/>"
+        f"{''.join(drawn)}</svg><output></output></figure>"
     )
+
+
+def rounded(line: Line) -> Line:
+    """A line in few digits, for the page's script."""
+    return [float(f"{x:.12g}") for x in line[0]], [float(f"{y:.5g}") for y in line[1]]
 
 
 def short_number(value: float) -> str:
@@ -212,34 +176,79 @@ def short_number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+# ------------------------------------------------------------------ rollouts
+
+KINDS = {  # what can be shown alone
+    "all": "all", "right": "right", "wrong": "wrong", "unboxed": "without a result", "good": "reinforced",
+    "bad": "discouraged",
+}  # fmt: skip
+
+
 def format_samples(records: list[dict]) -> str:
-    """The kept rollouts with the controls that sort and colour them."""
+    """The kept rollouts by problem, with the controls that find, sort and colour them."""
     if not records:
         return ""
-    steps = sorted({record["step"] for record in records})
-    options = "".join(f"<option value='{step}'>{step}</option>" for step in steps)
-    cards = "\n".join(format_rollout(number, record) for number, record in enumerate(records))
+    steps = {str(step): str(step) for step in sorted({record["step"] for record in records})}
+    groups = [list(group) for _, group in groupby(records, key=lambda record: (record["step"], record["problem"]))]
     return f"""<h2>Rollouts</h2>
-<p>Each card is one sampled answer. Coloured by surprise, a token is the stronger marked the less likely it was when it
-was drawn; coloured by advantage, an answer is green that was reinforced and orange that was discouraged.</p>
+<p>Each box is a problem with its group of sampled answers. Coloured by surprise, a token is the stronger marked the
+less likely it was when it was drawn; coloured by advantage, an answer is green that was reinforced and orange that was
+discouraged.</p>
 <div class='controls'>
-<label>Colour <select id='colour'><option value='logp'>by surprise</option>
-<option value='advantage'>by advantage</option></select></label>
-<label>Sort by <select id='order'><option value='step'>step</option><option value='reward'>reward</option>
-<option value='advantage'>advantage</option><option value='length'>length</option></select></label>
-<label>Step <select id='step'><option value='all'>all</option>{options}</select></label>
+{select("step", "Step", {"all": "all"} | steps)}
+{select("kind", "Show", KINDS)}
+<label>Search <input id='search' type='search'></label>
+{select("order", "Sort by", {"step": "step", "spread": "spread", "reward": "reward", "length": "length"})}
+{select("colour", "Colour", {"logp": "by surprise", "advantage": "by advantage"})}
+<output id='shown'></output>
 </div>
 <div id='rollouts' class='by-logp'>
+{"".join(format_group(number, group) for number, group in enumerate(groups))}
+</div>"""
+
+
+def select(name: str, label: str, options: dict[str, str]) -> str:
+    """A control to choose one of several values."""
+    choices = "".join(f"<option value='{value}'>{text}</option>" for value, text in options.items())
+    return f"<label>{label} <select id='{name}'>{choices}</select></label>"
+
+
+def format_group(number: int, group: list[dict]) -> str:
+    """One problem and the answers to it."""
+    first = group[0]
+    right = sum(judge(record)[1] == "right" for record in group)
+    rewards = [record["reward"] for record in group if record["reward"] is not None]
+    mean = f"mean reward {statistics.fmean(rewards):.3g}" if rewards else "not judged"
+    cards = "\n".join(format_rollout(place, record) for place, record in enumerate(group))
+    return f"""<section class='group' data-number='{number}' data-step='{first["step"]}'
+ data-spread='{statistics.pstdev(rewards) if rewards else 0}'>
+<header><h3>step {first["step"]} · {right} of {len(group)} right · {mean}</h3>
+<p>{escape(first["problem"])}</p><p>expected {escape(first["answer"])}</p></header>
 {cards}
-</div>
-<script>{SCRIPT}</script>"""
+</section>
+"""
+
+
+@cache
+def _is_right(given: str, answer: str) -> bool:
+    return bool(grade_answer(given, answer))
+
+
+def judge(record: dict) -> tuple[str | None, str]:
+    """The result that an answer gives, None where it has no box, and whether it is right, wrong or unboxed."""
+    given = extract_final_candidate("".join(record["tokens"]), fallback=None)
+    if not given:
+        return None, "unboxed"
+    return given, "right" if _is_right(given, record["answer"]) else "wrong"
 
 
 def format_rollout(number: int, record: dict) -> str:
     """One rollout as a card."""
     advantage = record["advantage"]
-    kind = "good" if advantage > 0 else "bad" if advantage < 0 else "even"
-    strength = min(70, round(30 * abs(advantage)))
+    sign = "good" if advantage > 0 else "bad" if advantage < 0 else "even"
+    given, kind = judge(record)
+    result = "no result" if given is None else f"{'✓' if kind == 'right' else '✗'} {escape(given)}"
+    parts = "".join(f" · {escape(name)} {format_part(value)}" for name, value in record.get("parts", {}).items())
     reward = "-Infinity" if record["reward"] is None else record["reward"]  # to be sorted by
     spans = "".join(
         f"<span style='--u:{min(100, round(-20 * logp))}' title='probability {math.exp(logp):.1%}'>"
@@ -247,30 +256,14 @@ def format_rollout(number: int, record: dict) -> str:
         for token, logp in zip(record["tokens"], record["logps"], strict=True)
     )
     return (
-        f"<article class='rollout {kind}' style='--s:{strength}' data-number='{number}' data-step='{record['step']}' "
-        f"data-reward='{reward}' data-advantage='{advantage}' data-length='{len(record['tokens'])}'>"
-        f"<p>step {record['step']} · {format_reward(record['reward'])} · advantage {advantage:+.2f} · "
-        f"{len(record['tokens'])} tokens · expected {escape(record['answer'])}<br>{escape(record['problem'])}</p>"
-        f"<pre>{spans}</pre></article>"
+        f"<article class='rollout {sign}' style='--s:{min(70, round(30 * abs(advantage)))}' data-number='{number}' "
+        f"data-kind='{kind} {sign}' data-reward='{reward}' data-advantage='{advantage}' "
+        f"data-length='{len(record['tokens'])}'>"
+        f"<p><b>{result}</b> · {format_reward(record['reward'])}{parts} · advantage {advantage:+.2f} · "
+        f"{len(record['tokens'])} tokens</p><pre>{spans}</pre></article>"
     )
 
 
-def format_reward(reward: float | None) -> str:
-    """A reward in words; None is what no reward function has judged."""
-    return "not judged" if reward is None else f"reward {reward:g}"
-
-
-def format_samples_text(records: list[dict], step: int | None = None, limit: int = 8) -> str:
-    """The kept rollouts of a step (default: the last), best advantage first, for a terminal."""
-    steps = sorted({record["step"] for record in records})
-    if not steps:
-        raise ValueError("this run has kept no rollouts")
-    step = steps[-1] if step is None else step
-    if step not in steps:
-        raise ValueError(f"no rollouts were kept at step {step}: there are those of {', '.join(map(str, steps))}")
-    chosen = sorted((r for r in records if r["step"] == step), key=lambda r: -r["advantage"])[:limit]
-    return "\n\n".join(
-        f"step {r['step']}  {format_reward(r['reward'])}  advantage {r['advantage']:+.2f}  {len(r['tokens'])} tokens\n"
-        f"{r['problem']}  (answer: {r['answer']})\n  {''.join(r['tokens']).strip()!r}"
-        for r in chosen
-    )
+def format_part(value: float | None) -> str:
+    """One of several rewards."""
+    return "not judged" if value is None else f"{value:g}"

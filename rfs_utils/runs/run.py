@@ -6,13 +6,12 @@ A run is a `Learner`, which knows how to do a step, with evaluation, logs, check
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from ..ch06 import append_csv_metrics
 from ..engine import parallel
@@ -25,8 +24,11 @@ from ..files import read_fields, write_json, write_text
 from ..memory_errors import is_out_of_memory
 from ..models import get_device, load_model_and_tokenizer, save_model
 from ..plots import plot_training, save_figure
+from ..terminal import bar, is_quiet, is_watched, wrapped
+from .doctor import remark
 from .folder import (
     BEFORE,
+    RESULT,
     append_lines,
     checkpoint_name,
     checkpoint_steps,
@@ -42,12 +44,13 @@ from .folder import (
     stop_on_signals,
 )
 from .held_out import HeldOut
-from .page import RESULT, read_samples, write_page
+from .page import write_page
+from .samples import read_samples
 from .watch import MAX_SKIPPED, Watch, collapsed
 
 
 def train(config: TrainConfig, report: Callable[[str], None] = print) -> dict:
-    """A run from start to end; returns what result.json holds.
+    """A run from start to end; returns what result.json holds, and `folder`, where it is.
 
     The run folder holds config.toml, metrics.csv, samples.jsonl, checkpoints, result.json, curves.png, report.html,
     examples.json and the trained model as a Hugging Face directory in `model`. Raises ValueError for bad settings,
@@ -58,6 +61,7 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> dict:
     name = f"{Path(config.model).name}-{config.method}-seed{config.seed}"
     folder = parallel.on_main(make_run_folder, config.out, name, format_config(config))
     run = Run(learner, held_out, folder, report)
+    run.introduce()
     run.evaluate_before()
     return run.go()
 
@@ -88,6 +92,7 @@ def resume(folder: str | Path, report: Callable[[str], None] = print, changes: d
     read_samples(folder)  # ValueError when it is damaged
     learner, held_out = prepare(config)
     run = Run(learner, held_out, folder, report)
+    run.introduce(state["step"])
     if not run.before_fits():
         run.evaluate_before()
     if newest:
@@ -161,6 +166,20 @@ class Run:
         self.ended_early: str | None = None  # the warning that has ended the run
         self.board = open_board(folder) if self.config.tensorboard and self.is_main else None
 
+    def note(self, text: str) -> None:
+        """Report something on the way, which `--quiet` leaves out."""
+        if not is_quiet():
+            self.report(text)
+
+    def introduce(self, done: int = 0) -> None:
+        """Say what this run is, before anything takes long."""
+        config, device, threads = self.config, self.learner.device, torch.get_num_threads()
+        where = str(device) if device.type != "cpu" else f"cpu, {threads} thread{'s' if threads > 1 else ''}"
+        steps = f"{config.steps} steps" if not done else f"steps {done + 1} to {config.steps}"
+        self.note(
+            wrapped(f"{config.model}, method {config.method}, data {config.data}, {steps} ({where}), in {self.folder}")
+        )
+
     def evaluate_before(self) -> None:
         """Keep what the model can do before the first step, and how that was measured."""
         with self.memory():
@@ -213,12 +232,10 @@ class Run:
         """Do the remaining steps and write the results; `stop_after` stops there, as a signal would."""
         learner, config = self.learner, self.config
         steps = range(learner.done, learner.done if self.ended_early else config.steps)
-        bar = tqdm(
-            steps, desc="training", unit="step", initial=learner.done, total=config.steps, disable=not self.is_main
-        )
+        progress = bar(steps, desc="training", initial=learner.done, total=config.steps, shown=self.is_main)
         try:
             with stop_on_signals() as request:
-                for _ in bar:
+                for _ in progress:
                     started = time.perf_counter()
                     with self.memory():
                         metrics = learner.step()
@@ -228,9 +245,10 @@ class Run:
                     self.skipped = self.skipped + 1 if metrics["skipped_updates"] else 0
                     if warning and config.stop_on_collapse and collapsed(warning):
                         self.ended_early = warning
-                    self.log(metrics, bar)
+                    self.log(metrics, progress)
                     if warning:
-                        self.report(f"step {learner.done}: {warning}")
+                        progress.clear()
+                        self.report(wrapped(f"step {learner.done}: {warning}"))
                     if self.ended_early:
                         break
                     self.check_skipped()
@@ -239,6 +257,9 @@ class Run:
                     if number is not None:
                         with self.writing():
                             self.checkpoint(must=True)
+                        if self.is_main and (text := remark(self.folder)):
+                            progress.clear()
+                            self.report(text)
                         raise RunStopped(self.folder, learner.done, number)
                     if config.checkpoint_every and learner.done % config.checkpoint_every == 0:
                         self.checkpoint()
@@ -249,7 +270,7 @@ class Run:
                 except KeyboardInterrupt:
                     raise RunStopped(self.folder, learner.done, request.number or signal.SIGINT) from None
         finally:
-            bar.close()
+            progress.close()
 
     @contextmanager
     def writing(self):
@@ -286,7 +307,7 @@ class Run:
                 f"updates were skipped; lower the learning rate, {self.config.lr}, or use --dtype float32"
             )
 
-    def log(self, metrics: dict, bar) -> None:
+    def log(self, metrics: dict, progress) -> None:
         """Evaluate if it is time, write the step's metrics and samples, and show progress."""
         learner, config, step = self.learner, self.config, self.learner.done
         due = config.eval_every and step % config.eval_every == 0
@@ -301,11 +322,10 @@ class Run:
         }
         with self.writing():
             parallel.on_main(self.write_step, metrics, due or step == 1)
-        bar.set_postfix(
-            reward="-" if metrics["reward_avg"] is None else f"{metrics['reward_avg']:.2f}",
-            right="-" if metrics["accuracy"] is None else f"{metrics['accuracy']:.0%}",
-            tokens=f"{metrics['avg_response_len']:.0f}", speed=f"{metrics['tokens_per_second']:.0f} tok/s",
-        )  # fmt: skip
+        shown = format_step(metrics)
+        progress.set_postfix_str(shown)
+        if due and not is_watched():
+            self.note(f"step {step}/{config.steps}: {shown}, held-out {metrics['eval_accuracy']:.0%}")
         if result is not None and result.accuracy > self.best[0]:
             self.best = [result.accuracy, step]
             self.checkpoint()
@@ -384,7 +404,9 @@ class Run:
             f"\n{steps} took {self.seconds:.1f} s. Written to {folder}: report.html (open it in a browser),\n"
             "curves.png, metrics.csv, result.json, and the trained model in model/."
         )
-        return result
+        if text := remark(folder):
+            self.report(f"\n{text}")
+        return {**result, "folder": str(folder)}
 
 
 def open_board(folder: Path):
@@ -411,10 +433,24 @@ def sample_records(learner: Learner, groups: int = 2) -> list[dict]:
             "answer": example["answer"],
             "reward": None if math.isnan(reward) else round(reward, 4),  # None: not judged
             "advantage": round(advantages[row // size, row % size].item(), 4),
+            **reward_parts(learner.rewards, batch.parts[row // size, row % size].tolist()),
             "tokens": [learner.tokenizer.decode([token]) for token in tokens],
             "logps": [round(x, 3) for x in batch.rollouts.logps[row, : len(tokens)].tolist()],
         })  # fmt: skip
     return records
+
+
+def reward_parts(names: Iterable[str], values: list[float]) -> dict:
+    """What each of several reward functions gave, None where it did not judge; nothing where there is only one."""
+    parts = {name: None if math.isnan(x) else round(x, 4) for name, x in zip(names, values, strict=True)}
+    return {"parts": parts} if len(parts) > 1 else {}
+
+
+def format_step(metrics: dict) -> str:
+    """A step's metrics in a few words."""
+    reward, right = metrics["reward_avg"], metrics["accuracy"]
+    words = ["no reward" if reward is None else f"reward {reward:.2f}", "" if right is None else f"right {right:.0%}"]
+    return ", ".join(filter(None, [*words, f"{metrics['avg_response_len']:.0f} tokens"]))
 
 
 def format_report(before: dict, after: dict, num_problems: int, examples: list[dict]) -> str:
@@ -427,8 +463,8 @@ def format_report(before: dict, after: dict, num_problems: int, examples: list[d
     lines += [f"{name:22}{b[0]:9.1%}{a[0]:9.1%}  {b[1]:9.1f}{a[1]:9.1f}" for name, b, a in rows]
     for example in examples:
         lines += [
-            f"\n{example['problem']}  (answer: {example['answer']})",
-            f"  before: {example['before'].strip()!r}",
-            f"  after:  {example['after'].strip()!r}",
+            "\n" + wrapped(f"{example['problem']}  (answer: {example['answer']})"),
+            wrapped(example["before"], "  before: "),
+            wrapped(example["after"], "  after:  "),
         ]
     return "\n".join(lines)

@@ -51,7 +51,7 @@ class Watch:
             )
         if all(m["truncated"] > 0.9 for m in self.recent):
             found["too long"] = (
-                f"more than 90 % of the answers have been cut off for {steps} steps: max_new_tokens is too small, "
+                f"more than 90 % of the answers have been cut off for {steps} steps: --max-new-tokens is too small, "
                 "or the policy has forgotten how to end"
             )
         if all(m["reward_avg"] is None for m in self.recent):
