@@ -148,7 +148,7 @@ def greedy_answers(model: Qwen3Model, prompts: Sequence[str]) -> list[str]:
     )
     return rollouts.texts
 
-# %% ../../exercises/addition.ipynb #06387914
+# %% ../../exercises/addition.ipynb #7296e155
 def evaluate(model: Qwen3Model, problems: Sequence[Problem]) -> float:
     """Mean `accuracy_reward`, 0 to 1, of the greedy answers to problems.
 

@@ -31,7 +31,7 @@ def check(
     tolerance: float = 1e-5,
 ) -> Callable:
     """`check_function` with cases by hand, (arguments, result) each, and random ones from `draw`."""
-    cases = [Case(*case, tolerance=tolerance) for case in by_hand]
+    cases = [Case(arguments, expected, tolerance=tolerance) for arguments, expected in by_hand]
     cases += random_cases(book_function(name, module), draw, tolerance=tolerance)
     return check_function(function, name, module, cases, mistakes, learned)
 
@@ -364,7 +364,7 @@ def check_vanilla_loss(function: Callable) -> Callable:
     return check(function, "vanilla_loss", "addition_rl", by_hand, random_update, mistakes, learned=(0,))
 
 
-def of_a_loss(loss: Callable) -> Mistakes:
+def of_a_loss(loss: Callable) -> dict[str, Callable]:
     """Mistakes in any loss of logps, old_logps, advantages and mask that is a mean over rollouts of sums of tokens."""
     return {
         NO_MASK: lambda x, old, a, m: loss(x, old, a, torch.ones_like(m)),
@@ -394,11 +394,11 @@ def check_ppo_loss(function: Callable) -> Callable:
         return -(torch.minimum(ratio, ratio.clamp(0.8, 1.2)) * a[:, None] * m).sum() / len(x)
 
     mistakes: Mistakes = of_a_loss(loss) | {
-        "the maximum where the minimum belongs": lambda *u: loss(*u, bound=torch.maximum),
-        "the minimum is forgotten: a token that moved the wrong way must still be pushed back": lambda *u: (
-            loss(*u, bound=lambda free, clipped: clipped)
+        "the maximum where the minimum belongs": lambda x, old, a, m: loss(x, old, a, m, bound=torch.maximum),
+        "the minimum is forgotten: a token that moved the wrong way must still be pushed back": (
+            lambda x, old, a, m: loss(x, old, a, m, bound=lambda free, clipped: clipped)
         ),
-        "nothing is clipped": lambda *u: loss(*u, bound=lambda free, clipped: free),
+        "nothing is clipped": lambda x, old, a, m: loss(x, old, a, m, bound=lambda free, clipped: free),
         "the minimum of the ratios is taken before the advantages decide which one is smaller": one_sided,
         "the ratio is upside down": lambda x, old, a, m: loss(old, x, a, m),
         "the ratio is the exponential of the difference of log-probabilities": lambda x, old, a, m: (
@@ -631,7 +631,7 @@ def random_pairs(i: int) -> tuple[torch.Tensor, ...]:
     return (*(-6 * torch.rand(4, 1 + i % 6)), 0.1 + torch.rand(()).item())
 
 
-def of_pairs(loss: Callable) -> Mistakes:
+def of_pairs(loss: Callable) -> dict[str, Callable]:
     """Mistakes in any loss of the margin and beta."""
 
     def of(c, r, rc, rr):

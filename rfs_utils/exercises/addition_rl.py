@@ -6,7 +6,7 @@ __all__ = ['IMPLEMENTED', 'AdvantageFn', 'LossFn', 'RECIPES', 'ADDITION_RESULTS'
            'train_recipe', 'book_curves', 'plot_over_book', 'grpo_advantages', 'selected_logps', 'vanilla_loss',
            'ppo_loss', 'leave_one_out_baseline', 'remax_advantages', 'raft_loss', 'own_loss']
 
-# %% ../../exercises/addition_rl.ipynb #34d54e8d
+# %% ../../exercises/addition_rl.ipynb #8f45e3dc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ def rewarded(
         rollouts.texts, answers, reward_fun, format_weight=0.0
     )
 
-# %% ../../exercises/addition_rl.ipynb #8019a91a
+# %% ../../exercises/addition_rl.ipynb #0f53c254
 IMPLEMENTED = {
     "baseline", "scale", "negative_weight", "positives_only",  # of advantages
     "surrogate", "ratio", "clip_low", "clip_high", "drift_limit",  # of a token's loss
@@ -81,7 +81,7 @@ def check_method(method: Method) -> None:
         known = f"it knows {', '.join(sorted(IMPLEMENTED))}"
         raise ValueError(f"policy_step does not implement {settings}; {known}")
 
-# %% ../../exercises/addition_rl.ipynb #459138e6
+# %% ../../exercises/addition_rl.ipynb #31870d50
 AdvantageFn = Callable[..., torch.Tensor]  # of rewards, (B, G), to advantages, (B, G)
 LossFn = Callable[..., torch.Tensor]  # of logps, old_logps, advantages and mask
 
@@ -109,7 +109,7 @@ def step_advantages(
         raise ValueError(f"advantage_fn returned advantages of shape {shapes}")
     return advantages
 
-# %% ../../exercises/addition_rl.ipynb #e17cb5fe
+# %% ../../exercises/addition_rl.ipynb #fa03748e
 def plain_loss(
     model: Qwen3Model, rollouts: Rollouts, advantages: torch.Tensor, loss_fn: LossFn
 ) -> torch.Tensor:
@@ -126,7 +126,7 @@ def plain_loss(
         raise ValueError(f"a loss must be {asked}; got {loss}")
     return loss
 
-# %% ../../exercises/addition_rl.ipynb #5ac92a18
+# %% ../../exercises/addition_rl.ipynb #8a98b3fd
 def backpropagate_method(
     model: Qwen3Model,
     rollouts: Rollouts,
@@ -144,7 +144,7 @@ def backpropagate_method(
 
     backpropagate(model, rollouts, part_loss, max_tokens=16384, rows=rows)
 
-# %% ../../exercises/addition_rl.ipynb #73be0d13
+# %% ../../exercises/addition_rl.ipynb #56db5627
 def policy_step(
     model: Qwen3Model,
     optimizer: torch.optim.Optimizer,
@@ -198,7 +198,7 @@ def results_row(
     row = {"step": step, "rollouts": rollouts, "seconds": seconds, "accuracy": accuracy}
     return row | means
 
-# %% ../../exercises/addition_rl.ipynb #392bf5ac
+# %% ../../exercises/addition_rl.ipynb #acb6e11e
 def set_learning_rate(
     optimizer: torch.optim.Optimizer, recipe: Recipe, step: int
 ) -> None:
@@ -206,7 +206,7 @@ def set_learning_rate(
     for group in optimizer.param_groups:
         group["lr"] = recipe.lr * min(step / 10, 1 - (step - 1) / recipe.steps)
 
-# %% ../../exercises/addition_rl.ipynb #a3b7fa44
+# %% ../../exercises/addition_rl.ipynb #5fddfd4f
 def train_recipe(
     recipe: Recipe,
     seed: int = 0,
@@ -247,7 +247,7 @@ def train_recipe(
 # %% ../../exercises/addition_rl.ipynb #c1a01484
 ADDITION_RESULTS = WEIGHTS_DIR.parent / "results" / "addition.csv"
 
-# %% ../../exercises/addition_rl.ipynb #2ee4b620
+# %% ../../exercises/addition_rl.ipynb #df2d7880
 def book_curves(name: str, last_step: int) -> dict[str, dict[int, float]]:
     """Accuracy by step of the stored runs of a method, for each seed, up to a step."""
     curves: dict[str, dict[int, float]] = {}
@@ -257,7 +257,7 @@ def book_curves(name: str, last_step: int) -> dict[str, dict[int, float]]:
             curves.setdefault(row["seed"], {})[step] = float(row["accuracy"])
     return curves
 
-# %% ../../exercises/addition_rl.ipynb #74431bdf
+# %% ../../exercises/addition_rl.ipynb #81c3339a
 def plot_over_book(yours: Mapping[str, tuple[str, Sequence[dict]]]) -> Figure:
     """A panel for each of your runs, in blue, over the book's runs, in grey.
 
@@ -280,7 +280,7 @@ def plot_over_book(yours: Mapping[str, tuple[str, Sequence[dict]]]) -> Figure:
     axes[0, 0].set_ylabel("Exact (percent)")
     return fig
 
-# %% ../../exercises/addition_rl.ipynb #e22a2858
+# %% ../../exercises/addition_rl.ipynb #03e12556
 def grpo_advantages(rewards: torch.Tensor) -> torch.Tensor:
     """Rewards, (B, G), standardised within their group, (B, G).
 
@@ -289,7 +289,7 @@ def grpo_advantages(rewards: torch.Tensor) -> torch.Tensor:
     mean, std = rewards.mean(dim=1, keepdim=True), rewards.std(dim=1, keepdim=True)
     return (rewards - mean) / (std + 1e-4)
 
-# %% ../../exercises/addition_rl.ipynb #c7681e05
+# %% ../../exercises/addition_rl.ipynb #517032c7
 def selected_logps(
     logits: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor
 ) -> torch.Tensor:
@@ -300,7 +300,7 @@ def selected_logps(
     logps = torch.log_softmax(logits, dim=-1)
     return logps.gather(-1, tokens[..., None]).squeeze(-1) * mask
 
-# %% ../../exercises/addition_rl.ipynb #8dca035a
+# %% ../../exercises/addition_rl.ipynb #b31993a9
 def vanilla_loss(
     logps: torch.Tensor,
     old_logps: torch.Tensor,
@@ -313,7 +313,7 @@ def vanilla_loss(
     """
     return -(advantages[:, None] * logps * mask).sum() / len(logps)
 
-# %% ../../exercises/addition_rl.ipynb #6c01ad50
+# %% ../../exercises/addition_rl.ipynb #6bc05fed
 def ppo_loss(
     logps: torch.Tensor,
     old_logps: torch.Tensor,
@@ -336,7 +336,7 @@ def leave_one_out_baseline(rewards: torch.Tensor) -> torch.Tensor:
     """
     return (rewards.sum(dim=1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
 
-# %% ../../exercises/addition_rl.ipynb #0738be4c
+# %% ../../exercises/addition_rl.ipynb #30aa936f
 def remax_advantages(
     rewards: torch.Tensor, greedy_rewards: torch.Tensor
 ) -> torch.Tensor:
@@ -354,7 +354,7 @@ def raft_loss(
     kept = mask * (rewards > 0)[:, None]
     return -(logps * kept).sum() / kept.sum().clamp(min=1)
 
-# %% ../../exercises/addition_rl.ipynb #a4088fe2
+# %% ../../exercises/addition_rl.ipynb #f178b84e
 def own_loss(
     logps: torch.Tensor,
     old_logps: torch.Tensor,

@@ -127,6 +127,7 @@ def find_wrong_gradient(
     for case, ours, theirs in zip(cases, found, expected, strict=True):
         if isinstance(ours, Failure):
             return f"{call(name, case)} gives the right value, but its gradient raised {ours}."
+        assert not isinstance(theirs, Failure)  # the book's functions raise nothing
         for place, gradient, wanted in zip(learned, ours, theirs, strict=True):
             if same(gradient, wanted, max(1e-4, case.tolerance)):
                 continue
