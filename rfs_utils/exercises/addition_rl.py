@@ -206,26 +206,20 @@ def set_learning_rate(
     for group in optimizer.param_groups:
         group["lr"] = recipe.lr * min(step / 10, 1 - (step - 1) / recipe.steps)
 
-# %% ../../exercises/addition_rl.ipynb #5fddfd4f
+# %% ../../exercises/addition_rl.ipynb #e658bc73
 def train_recipe(
-    recipe: Recipe,
-    seed: int = 0,
-    num_problems: int = 1000,
-    evaluate_every: int = 20,
-    last_step: int | None = None,
-    advantage_fn: AdvantageFn | None = None,
-    loss_fn: LossFn | None = None,
+    recipe: Recipe, seed: int = 0, num_problems: int = 1000,
+    evaluate_every: int = 20, last_step: int | None = None, **functions: Callable,
 ) -> list[dict]:
     """Train the shipped base model by a recipe; returns a row for each evaluation.
 
     Rows, from the start on, have step, rollouts, seconds (CPU time of training),
     accuracy (of `num_problems` greedy answers), and the rollouts' tokens and rewards.
-    `last_step` ends it early; functions are as for `policy_step`.
+    `last_step` ends it early; advantage_fn and loss_fn are as for `policy_step`.
     """
     model, _ = load_addition_base()
     torch.manual_seed(seed)
-    weights = model.parameters()
-    optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0)
     size, last = recipe.prompts_per_step, min(last_step or recipe.steps, recipe.steps)
     problems = addition_problems(last * size, seed=100 + seed)
     test_problems = addition_problems(num_problems, "test")
@@ -235,8 +229,7 @@ def train_recipe(
         started = time.process_time()
         set_learning_rate(optimizer, recipe, step)
         batch = problems[(step - 1) * size : step * size]
-        metrics = policy_step(model, optimizer, batch, recipe, advantage_fn, loss_fn)
-        since.append(metrics)
+        since.append(policy_step(model, optimizer, batch, recipe, **functions))
         seconds += time.process_time() - started
         if step % evaluate_every == 0 or step == last:
             accuracy = evaluate(model, test_problems)
@@ -257,7 +250,7 @@ def book_curves(name: str, last_step: int) -> dict[str, dict[int, float]]:
             curves.setdefault(row["seed"], {})[step] = float(row["accuracy"])
     return curves
 
-# %% ../../exercises/addition_rl.ipynb #81c3339a
+# %% ../../exercises/addition_rl.ipynb #7449154a
 def plot_over_book(yours: Mapping[str, tuple[str, Sequence[dict]]]) -> Figure:
     """A panel for each of your runs, in blue, over the book's runs, in grey.
 
@@ -266,12 +259,15 @@ def plot_over_book(yours: Mapping[str, tuple[str, Sequence[dict]]]) -> Figure:
     columns = min(3, len(yours))
     shape = -(-len(yours) // columns), columns
     size = 2.5 * columns, 2.4 * shape[0]
-    fig, axes = plt.subplots(*shape, sharex=True, sharey=True, squeeze=False, figsize=size)
+    fig, axes = plt.subplots(
+        *shape, sharex=True, sharey=True, squeeze=False, figsize=size
+    )
     for ax in axes.flat[len(yours) :]:
         ax.set_visible(False)
     for ax, (title, (name, rows)) in zip(axes.flat, yours.items(), strict=False):
         for curve in book_curves(name, rows[-1]["step"]).values():
-            ax.plot([*curve], [100 * x for x in curve.values()], "-", color="#C8C8C8", lw=1)
+            percent = [100 * accuracy for accuracy in curve.values()]
+            ax.plot([*curve], percent, "-", color="#C8C8C8", lw=1)
         percent = [100 * row["accuracy"] for row in rows]
         ax.plot([row["step"] for row in rows], percent, "-o", color=POLICY, ms=4)
         ax.set_title(title)
