@@ -9,13 +9,8 @@ import pytest
 import torch
 
 from rfs_utils.ch06 import group_advantages, policy_gradient_loss, response_logprobs, sample_batch
-from rfs_utils.ch07 import METHODS, policy_loss
-from rfs_utils.exercises import (
-    addition,
-    addition_checks,
-    addition_dpo,
-    addition_rl,
-)
+from rfs_utils.ch07 import METHODS, compute_advantages, policy_loss
+from rfs_utils.exercises import addition, addition_rl
 from rfs_utils.exercises.addition import (
     EOS,
     MAX_NEW_TOKENS,
@@ -109,7 +104,8 @@ def test_train_and_test_are_disjoint_even_with_the_numbers_exchanged():
 @pytest.mark.parametrize(
     "output, answer",
     [
-        ("123[EOS]", "123"), ("123[EOS][PAD]", "123"), ("123", "123"), ("123[PAD][PAD]", "123"), ("12[EOS]3", "12"),
+        ("123[EOS]", "123"), ("123[EOS][PAD]", "123"), ("0[EOS][PAD][PAD]", "0"),
+        ("123", ""), ("123[PAD][PAD]", ""), ("12[EOS]3", ""), ("12[EOS][EOS]", ""), ("12[EOS]\n", ""),
         ("", ""), ("[EOS]", ""), ("[PAD]", ""), ("[EOS]123", ""), ("12[PAD]3", ""), ("[PAD]12[EOS]", ""),
         ("1+2[EOS]", ""), ("=", ""), ("12=[EOS]", ""), ("٣[EOS]", ""),
     ],
@@ -129,17 +125,28 @@ def test_rewards_are_one_for_the_answer_only_and_bounded():
 
 
 def test_rewards_by_hand():
-    assert [digit_accuracy_reward(text, "957") for text in ("960[EOS]", "95", "9577")] == [1 / 3, 2 / 3, 3 / 4]
+    texts = "960[EOS]", "95[EOS]", "9577[EOS]"
+    assert [digit_accuracy_reward(text, "957") for text in texts] == [1 / 3, 2 / 3, 3 / 4]
     assert distance_accuracy_reward("960[EOS]", "957") == pytest.approx(1 - 3 / 960)
-    assert distance_accuracy_reward("0[EOS]", "0") == 1.0 and distance_accuracy_reward("5", "0") == 0.0
+    assert distance_accuracy_reward("0[EOS]", "0") == 1.0 and distance_accuracy_reward("5[EOS]", "0") == 0.0
     forms = {"123[EOS]": 1, "123[EOS][PAD]": 1, "123": 0, "[EOS]": 0, "1[PAD][EOS]": 0, "1[EOS]2": 0, "1[EOS][EOS]": 0}
     assert {text: reward_format(text) for text in forms} == forms
 
 
+def test_one_definition_of_an_answer_for_rewards_and_evaluation(base, monkeypatch):
+    texts = ["957[PAD][PAD]", "957", "957[EOS]7", "957[EOS][PAD]", "958[EOS]"]
+    rewards = [accuracy_reward(text, "957") for text in texts]
+    assert rewards == [0, 0, 0, 1, 0]
+    assert [digit_accuracy_reward(text, "957") == 1 for text in texts] == rewards
+    assert [distance_accuracy_reward(text, "957") == 1 for text in texts] == rewards
+    monkeypatch.setattr(addition, "greedy_answers", lambda model, prompts: texts)
+    assert evaluate(base, [("000+957=", "957")] * len(texts)) == sum(rewards) / len(texts)
+
+
 def test_rewards_come_in_groups_with_weights():
-    texts = ["957[EOS]", "960", "24[EOS]", ""]
+    texts = ["957[EOS]", "960[EOS]", "24[EOS]", ""]
     found = compute_rewards(texts, ["957", "24"], digit_accuracy_reward, format_weight=0.25)
-    torch.testing.assert_close(found, torch.tensor([[1.0, 0.25], [1.0, 0.0]]))
+    torch.testing.assert_close(found, torch.tensor([[1.0, 0.5], [1.0, 0.0]]))
     with pytest.raises(ValueError, match="3 texts"):
         compute_rewards(texts[:3], ["957", "24"])
 
@@ -198,18 +205,94 @@ def small(recipe, **changes):
     return replace(recipe, steps=1, prompts_per_step=16, num_rollouts=4, **changes)
 
 
+def ignored(method):
+    """Settings that the lab's step has nothing for."""
+    return method.differences().keys() - addition_rl.IMPLEMENTED
+
+
 @pytest.mark.parametrize("name", [*RECIPES, *(name for name in METHODS if name not in RECIPES)])
 def test_one_step_of_every_method_has_finite_gradients_and_moves_the_weights(name, base):
-    method = METHODS.get(name, RECIPES["grpo"].method)
-    recipe = small(RECIPES.get(name, RECIPES["grpo"]))
-    recipe = recipe if name in RECIPES else replace(recipe, method=method.changed(kl_coef=0.0))
+    recipe = small(RECIPES.get(name) or replace(RECIPES["grpo"], method=METHODS[name]))
     before = state(base)
     optimizer = torch.optim.AdamW(base.parameters(), lr=1e-4)
     torch.manual_seed(0)
+    if ignored(recipe.method):
+        with pytest.raises(ValueError, match=f"does not implement.*{min(ignored(recipe.method))}"):
+            policy_step(base, optimizer, addition_problems(16), recipe)
+        assert torch.equal(state(base), before)
+        return
     metrics = policy_step(base, optimizer, addition_problems(16), recipe)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in base.parameters())
     assert state(base).isfinite().all() and not torch.equal(state(base), before)
     assert 0 <= metrics["reward"] <= 1 and 0 < metrics["signal"] <= 1 and 1 <= metrics["tokens"] <= MAX_NEW_TOKENS
+
+
+def test_what_the_step_ignores_is_an_error_and_no_grpo():
+    assert {name for name in ("dapo", "tis", "gdpo") if ignored(METHODS[name])} == {"dapo", "tis", "gdpo"}
+    assert not any(ignored(recipe.method) for recipe in RECIPES.values())
+    for setting in ({"kl_coef": 0.1}, {"sampler_cap": 2.0}, {"mask_truncated": True}):
+        with pytest.raises(ValueError, match=f"does not implement the settings {min(setting)} "):
+            addition_rl.check_method(METHODS["grpo"].changed(**setting))
+
+
+@pytest.mark.parametrize(
+    "name, advantage_fn, loss_fn",
+    [
+        ("grpo", addition_rl.grpo_advantages, addition_rl.ppo_loss),
+        ("rloo", lambda r: r - addition_rl.leave_one_out_baseline(r), addition_rl.vanilla_loss),
+        ("remax", addition_rl.remax_advantages, addition_rl.vanilla_loss),
+        ("raft", lambda r: r, lambda x, old, a, mask: addition_rl.raft_loss(x, mask, a)),
+        ("asymmetric", addition_rl.grpo_advantages, addition_rl.own_loss),
+    ],
+)
+def test_a_reader_s_functions_make_the_step_of_the_book(name, advantage_fn, loss_fn, base):
+    recipe, problems, steps = small(RECIPES[name]), addition_problems(16), []
+    weights = {key: value.clone() for key, value in base.state_dict().items()}
+    for functions in ((None, None), (advantage_fn, None), (advantage_fn, loss_fn)):
+        base.load_state_dict(weights)
+        torch.manual_seed(0)
+        optimizer = torch.optim.SGD(base.parameters(), lr=0.1)
+        if functions[1] is None and functions[0] is not None and name == "asymmetric":
+            continue  # the weight of wrong answers is in its loss
+        metrics = policy_step(base, optimizer, problems, recipe, *functions)
+        steps.append((state(base) - torch.cat([w.flatten() for w in map(weights.get, names(base))]), metrics))
+    for moved, _ in steps[1:]:
+        torch.testing.assert_close(moved, steps[0][0], atol=2e-6, rtol=1e-3)
+    assert steps[0][0].abs().max() > 1e-3
+    assert all(metrics["reward"] == steps[0][1]["reward"] for _, metrics in steps)
+
+
+def names(model):
+    return [name for name, _ in model.named_parameters()]
+
+
+def test_functions_that_cannot_train_are_an_error(base):
+    optimizer = torch.optim.SGD(base.parameters(), lr=0.0)
+    recipe, problems = small(RECIPES["grpo"]), addition_problems(16)
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match=r"advantages of shape \(16, 1\) for rewards of \(16, 4\)"):
+        policy_step(base, optimizer, problems, recipe, lambda rewards: rewards.mean(1, keepdim=True))
+    for loss in (lambda x, *rest: x.detach().sum(), lambda x, *rest: x):
+        with pytest.raises(ValueError, match="one number with a gradient"):
+            policy_step(base, optimizer, problems, recipe, loss_fn=loss)
+
+
+def test_a_run_that_ends_early_is_the_beginning_of_the_whole(base):
+    recipe = replace(RECIPES["rloo"], steps=3, prompts_per_step=16)
+    whole = train_recipe(recipe, num_problems=20, evaluate_every=1)
+    part = train_recipe(recipe, num_problems=20, evaluate_every=1, last_step=2)
+    without = [{key: value for key, value in row.items() if key != "seconds"} for row in whole]
+    assert [{key: value for key, value in row.items() if key != "seconds"} for row in part] == without[:3]
+
+
+def test_the_book_s_curves_end_where_they_should():
+    curves = addition_rl.book_curves("rloo", 60)
+    assert len(curves) == 5 and all([*curve] == [0, 20, 40, 60] for curve in curves.values())
+    rows = [{"step": 0, "accuracy": 0.4}, {"step": 20, "accuracy": 0.5}]
+    fig = addition_rl.plot_over_book({name: ("rloo", rows) for name in ("a", "b", "c", "d")})
+    assert [ax.get_visible() for ax in fig.axes] == [True] * 4 + [False] * 2
+    assert [len(ax.lines) for ax in fig.axes[:4]] == [6] * 4
+    assert fig.axes[0].lines[-1].get_ydata() == pytest.approx([40, 50])
 
 
 def test_the_step_has_the_gradient_of_vanilla_grpo(base):
@@ -344,107 +427,46 @@ def test_training_on_pairs_widens_the_margin_and_leaves_the_reference_alone(base
     assert (gaps[0] - gaps[1]).mean() > 0.5
 
 
-# --- the checks of the exercises ------------------------------------------------------------------
-
-BOOK = {
-    "count_carries": addition.count_carries,
-    "digit_accuracy_reward": addition.digit_accuracy_reward,
-    "distance_accuracy_reward": addition.distance_accuracy_reward,
-    "leave_one_out_baseline": addition_rl.leave_one_out_baseline,
-    "raft_loss": addition_rl.raft_loss,
-    "choose_pairs": addition_dpo.choose_pairs,
-    "compute_loss_dpo": addition_dpo.compute_loss_dpo,
-    "compute_loss_ipo": addition_dpo.compute_loss_ipo,
-}
+# --- the exercises' functions against chapter 7 ---------------------------------------------------
 
 
-def check(name):
-    return getattr(addition_checks, f"check_{name}")
+def some_update():
+    torch.manual_seed(0)
+    logps, mask = -torch.rand(4, 5), (torch.arange(5) < torch.tensor([5, 2, 3, 1])[:, None]).float()
+    return logps.requires_grad_(), (logps + 0.4 * torch.randn(4, 5)).detach(), torch.randn(4), mask
 
 
-def test_every_check_has_its_exercise():
-    checks = {name for name in dir(addition_checks) if name.startswith("check_")}
-    assert checks == {f"check_{name}" for name in BOOK} | {"check_function"}
+@pytest.mark.parametrize(
+    "name, ours", [("reinforce", "vanilla_loss"), ("grpo", "ppo_loss"), ("asymmetric", "own_loss")]
+)
+def test_the_exercises_losses_are_rows_of_the_one_loss(name, ours):
+    logps, old, advantages, mask = some_update()
+    method = METHODS[name].changed(negative_weight=0.1 if name == "asymmetric" else None)
+    if name != "grpo":
+        old = logps.detach()  # one update: the ratio is 1, and its gradient that of the log-probability
+    weighted = torch.where(advantages < 0, method.negative_weight * advantages, advantages)
+    expected = torch.autograd.grad(policy_loss(logps, old, None, weighted, mask, method), logps)
+    found = torch.autograd.grad(getattr(addition_rl, ours)(logps, old, advantages, mask), logps)
+    torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("name", BOOK)
-def test_a_right_function_is_kept(name, capsys):
-    def mine(*arguments, **options):
-        return BOOK[name](*arguments, **options)
-
-    assert check(name)(mine) is mine
-    assert f"{name} is right" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("name", BOOK)
-@pytest.mark.parametrize("result", [None, -1.0, "text", torch.tensor([[9.0]]), (), float("nan")])
-def test_a_wrong_function_is_told_what_was_expected_and_replaced(name, result, capsys):
-    assert check(name)(lambda *arguments: result) is BOOK[name]
-    assert "expected" in capsys.readouterr().out
+def test_the_exercises_advantages_are_rows_of_the_table():
+    rewards, greedy = torch.tensor([[1.0, 0.0, 0.5], [1.0, 1.0, 1.0]]), torch.tensor([1.0, 0.5])
+    for name, found in {
+        "grpo": addition_rl.grpo_advantages(rewards),
+        "rloo": rewards - addition_rl.leave_one_out_baseline(rewards),
+        "remax": addition_rl.remax_advantages(rewards, greedy),
+    }.items():
+        torch.testing.assert_close(compute_advantages(rewards, METHODS[name], greedy_rewards=greedy), found)
 
 
-@pytest.mark.parametrize("name", BOOK)
-def test_an_unwritten_or_broken_function_is_replaced(name, capsys):
-    def unwritten(*arguments):
-        raise NotImplementedError
-
-    assert check(name)(unwritten) is BOOK[name]
-    assert f"{name} is not written yet" in capsys.readouterr().out
-    assert check(name)(lambda: None) is BOOK[name]
-    assert "TypeError" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("name", ["compute_loss_dpo", "compute_loss_ipo"])
-def test_a_loss_without_gradient_is_noticed(name, capsys):
-    def detached(*arguments):
-        return BOOK[name](*(a.detach() if torch.is_tensor(a) else a for a in arguments))
-
-    assert check(name)(detached) is BOOK[name]
-    assert "detached" in capsys.readouterr().out
-
-
-# Mistakes that readers make; each must be caught.
-WRONG = {
-    "count_carries": [
-        lambda a, b: sum(int(x) + int(y) >= 10 for x, y in zip(str(a)[::-1], str(b)[::-1], strict=False)),
-        lambda a, b: sum(map(int, str(a))) + sum(map(int, str(b))) - sum(map(int, str(a + b))),
-    ],
-    "digit_accuracy_reward": [
-        lambda output, answer: sum(x == y for x, y in zip(output, answer, strict=False)) / len(answer),
-        lambda output, answer: sum(x == y for x, y in zip(read_answer(output), answer, strict=False)) / len(answer),
-    ],
-    "distance_accuracy_reward": [
-        lambda output, answer: 1 - abs(int(read_answer(output) or 0) - int(answer)) / max(1, int(answer)),
-        lambda output, answer: abs(int(read_answer(output)) - int(answer)) / max(int(read_answer(output)), int(answer)),
-    ],
-    "leave_one_out_baseline": [
-        lambda rewards: rewards.mean(dim=1, keepdim=True).expand_as(rewards),
-        lambda rewards: rewards.sum(dim=1, keepdim=True) / (rewards.shape[1] - 1) - rewards,
-    ],
-    "raft_loss": [
-        lambda logps, mask, rewards: -(logps * mask * rewards[:, None]).sum() / mask.sum(),
-        lambda logps, mask, rewards: -(logps * rewards[:, None]).sum() / (mask * rewards[:, None]).sum(),
-    ],
-    "choose_pairs": [
-        lambda rewards: (rewards.argmax(dim=1), rewards.argmin(dim=1)),
-        lambda rewards: choose_pairs(-rewards),
-    ],
-    "compute_loss_dpo": [
-        lambda c, r, rc, rr, beta: -torch.log(torch.sigmoid(beta * ((c - rc) - (r - rr)))).mean(),
-        lambda c, r, rc, rr, beta: compute_loss_dpo(r, c, rr, rc, beta),
-        lambda c, r, rc, rr, beta: compute_loss_dpo(c, r, rc, rr, 1.0),
-        lambda c, r, rc, rr, beta: 2 * compute_loss_dpo(c, r, rc, rr, beta),
-    ],
-    "compute_loss_ipo": [
-        lambda c, r, rc, rr, beta: (((c - rc) - (r - rr)) - 1 / beta).square().mean(),
-        lambda c, r, rc, rr, beta: (((c - rc) - (r - rr)) - beta / 2).square().mean(),
-    ],
-}
-
-
-@pytest.mark.parametrize("name, wrong", [(name, wrong) for name, several in WRONG.items() for wrong in several])
-def test_common_mistakes_are_caught(name, wrong):
-    assert check(name)(wrong) is BOOK[name]
+def test_selected_logps_are_the_rollouts_own(base):
+    torch.manual_seed(0)
+    prompts = [prompt for prompt, _ in addition_problems(6)]
+    rollouts = sample_batch(base, CharacterLevelTokenizer(), prompts, "cpu", 2, MAX_NEW_TOKENS, 1.0, None)
+    seen = []
+    addition_rl.plain_loss(base, rollouts, torch.ones(12), lambda logps, *rest: seen.append(logps) or logps.sum())
+    torch.testing.assert_close(seen[0], rollouts.logps, atol=1e-5, rtol=1e-4)
 
 
 def test_raft_s_loss_is_a_row_of_the_one_loss():

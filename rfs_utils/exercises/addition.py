@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['PAD', 'EOS', 'VOCABULARY', 'NUM_DIGITS', 'MAX_NEW_TOKENS', 'Problem', 'ADDITION_CONFIG', 'ADDITION_CARD',
            'library_tokenizer', 'CharacterLevelTokenizer', 'is_test_problem', 'sample_datapoint', 'addition_problems',
-           'new_addition_model', 'greedy_answers', 'evaluate', 'training_batch', 'supervised_step', 'pretrain_addition',
-           'make_addition_base', 'load_addition_base', 'count_carries', 'read_answer', 'accuracy_reward',
+           'new_addition_model', 'read_answer', 'accuracy_reward', 'greedy_answers', 'evaluate', 'training_batch',
+           'supervised_step', 'pretrain_addition', 'make_addition_base', 'load_addition_base', 'count_carries',
            'digit_accuracy_reward', 'distance_accuracy_reward', 'reward_format', 'compute_rewards']
 
 # %% ../../exercises/addition.ipynb #2f35cfd7
@@ -121,7 +121,18 @@ def new_addition_model(seed: int = 0, **changes) -> Qwen3Model:
             torch.nn.init.normal_(weight, std=0.02)
     return model
 
-# %% ../../exercises/addition.ipynb #44cbf96e
+# %% ../../exercises/addition.ipynb #333b8665
+def read_answer(output: str) -> str:
+    """The digits of a text of digits, [EOS], and at most padding; "" for any other."""
+    found = re.fullmatch(r"([0-9]+)\[EOS\](\[PAD\])*", output)
+    return found[1] if found else ""
+
+# %% ../../exercises/addition.ipynb #b836a623
+def accuracy_reward(output: str, answer: str) -> float:
+    """1.0 when the text's answer is exactly `answer`, else 0.0."""
+    return float(read_answer(output) == answer)
+
+# %% ../../exercises/addition.ipynb #1819980d
 def greedy_answers(model: Qwen3Model, prompts: Sequence[str]) -> list[str]:
     """The greedy answer to each prompt, special tokens included."""
     tokenizer, device = CharacterLevelTokenizer(), model.tok_emb.weight.device
@@ -137,15 +148,16 @@ def greedy_answers(model: Qwen3Model, prompts: Sequence[str]) -> list[str]:
     )
     return rollouts.texts
 
-
+# %% ../../exercises/addition.ipynb #7296e155
 def evaluate(model: Qwen3Model, problems: Sequence[Problem]) -> float:
-    """Share of problems, 0 to 1, whose greedy answer is exactly the sum and [EOS].
+    """Mean `accuracy_reward`, 0 to 1, of the greedy answers to problems.
 
     Defined in exercises/addition.ipynb.
     """
     texts = greedy_answers(model, [prompt for prompt, _ in problems])
     pairs = zip(texts, problems, strict=True)
-    return sum(text == answer + EOS for text, (_, answer) in pairs) / len(problems)
+    rewards = [accuracy_reward(text, answer) for text, (_, answer) in pairs]
+    return sum(rewards) / len(problems)
 
 # %% ../../exercises/addition.ipynb #b0300189
 def training_batch(problems: Sequence[Problem]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -262,20 +274,6 @@ def count_carries(a: int, b: int) -> int:
         a, b = a // 10, b // 10
     return carries
 
-# %% ../../exercises/addition.ipynb #1766548c
-def read_answer(output: str) -> str:
-    """The digits before the first [EOS] of a text, or before padding at its end.
-
-    "" when anything else is there.
-    """
-    text = re.sub(r"(\[PAD\])+$", "", output.split(EOS)[0])
-    return text if re.fullmatch(r"[0-9]+", text) else ""
-
-# %% ../../exercises/addition.ipynb #b836a623
-def accuracy_reward(output: str, answer: str) -> float:
-    """1.0 when the text's answer is exactly `answer`, else 0.0."""
-    return float(read_answer(output) == answer)
-
 # %% ../../exercises/addition.ipynb #a37aa4d3
 def digit_accuracy_reward(output: str, answer: str) -> float:
     """Share of places, from the left, with the right digit, 0 to 1.
@@ -299,10 +297,10 @@ def distance_accuracy_reward(output: str, answer: str) -> float:
         return 1.0
     return 1 - abs(int(given) - int(answer)) / max(int(given), int(answer))
 
-# %% ../../exercises/addition.ipynb #a2357fe4
+# %% ../../exercises/addition.ipynb #6d1598b6
 def reward_format(output: str) -> float:
     """1.0 for digits, [EOS], and nothing but padding after it, else 0.0."""
-    return float(bool(re.fullmatch(r"[0-9]+\[EOS\](\[PAD\])*", output)))
+    return float(read_answer(output) != "")
 
 # %% ../../exercises/addition.ipynb #253827ee
 def compute_rewards(
