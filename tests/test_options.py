@@ -9,7 +9,7 @@ import pytest
 from rfs_utils import models
 from rfs_utils.cli import COMMANDS, main, make_parser
 from rfs_utils.exercises import pretrain
-from rfs_utils.runs import compare, live
+from rfs_utils.runs import compare, comparison, live
 from rfs_utils.runs import run as trainer
 
 VALUES = ("0", "-1", "nan", "inf", "1e39", "1e308", str(2**63), str(10**200), "", "text")
@@ -21,14 +21,14 @@ WORDS = {  # what makes each command work
     "download": ["grpo-no_kl"], "export": ["run", "--to", "exported"],
     "import": ["some.gguf", "--to", "imported"], "watch": ["run"], "doctor": ["run"],
 }  # fmt: skip
-ROW = dict.fromkeys(compare.COLUMNS[2:], 1)
+ROW = dict.fromkeys(comparison.MEASURED[1:], 1)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path, few_problems):
     """Few problems, no pre-training, no connection, and a run to be shown."""
     monkeypatch.setattr(trainer.Run, "finish", lambda self: {})
-    monkeypatch.setattr(compare, "evaluations", lambda config, method, seed: [ROW])
+    monkeypatch.setattr(compare, "evaluations", lambda config, seed: [ROW])
     monkeypatch.setattr(live, "follow", lambda folder, seconds, report: tmp_path)
     monkeypatch.setattr(pretrain, "pretrain_all", lambda *args, **options: None)
     monkeypatch.setattr(models, "download_model", lambda *args: tmp_path)
