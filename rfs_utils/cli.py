@@ -360,6 +360,28 @@ def run_samples(args) -> Outcome:
     return chosen, format_samples_text(chosen)
 
 
+def add_report(parser) -> None:
+    describe(
+        parser,
+        "Write a page that compares two runs: results, the settings in which they differ, every curve of both, and "
+        "their sampled answers by problem. `rfs samples RUN --html` writes the page of one.",
+        "rfs report runs/grpo runs/rloo",
+        "rfs report runs/grpo runs/rloo --out grpo-rloo.html",
+    )
+    parser.add_argument("runs", nargs=2, metavar="RUN", help="run folder")
+    out_help = "page to write: .html (default: %(default)s)"
+    parser.add_argument("--out", metavar="FILE", default="two-runs.html", help=out_help)
+    parser.set_defaults(run=run_report)
+
+
+def run_report(args) -> Outcome:
+    """`rfs report`: two runs as one page."""
+    from .runs.two import write_report
+
+    path = write_report(args.runs, args.out)
+    return {"written": str(path)}, f"written to {path}; open it in a browser"
+
+
 def add_watch(parser) -> None:
     describe(
         parser,
@@ -561,6 +583,7 @@ COMMANDS = {
     "eval": (add_eval, "measure a model on a set of problems"),
     "plot": (add_plot, "draw the curves of one or several runs"),
     "samples": (add_samples, "show rollouts that a run has kept"),
+    "report": (add_report, "compare two runs, as a page for the browser"),
     "watch": (add_watch, "follow a run that goes on, in a browser"),
     "doctor": (add_doctor, "say why a run may not learn, and what to try"),
     "compare": (add_compare, "train several methods over several seeds and print a table"),
@@ -593,7 +616,13 @@ class Parser(argparse.ArgumentParser):
         super().error(message)
 
 
-OTHER_NAMES = {"--learning-rate": "--lr", "--temp": "--temperature", "--epochs": "--steps", "--output": "--out"}
+OTHER_NAMES = {
+    "--learning-rate": "--lr",
+    "--temp": "--temperature",
+    "--epochs": "--steps",
+    "--output": "--out",
+    "--to": "--out",
+}
 
 
 def nearest(word: str, known: Collection[str]) -> str | None:

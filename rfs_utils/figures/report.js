@@ -7,7 +7,7 @@ function update() {
   if (!list) return;
   list.className = "by-" + field("colour").value;
   const words = field("search").value.toLowerCase().split(" ").filter(Boolean);
-  const kind = field("kind").value, step = field("step").value, order = field("order").value;
+  const kind = field("kind").value, step = field("step").value, run = field("run")?.value ?? "all", order = field("order").value;
   let shown = 0;
   const groups = [...list.querySelectorAll(".group")];
   for (const group of groups) {
@@ -17,7 +17,8 @@ function update() {
     for (const card of cards) {
       const text = problem + card.textContent.toLowerCase();
       const fits = (kind === "all" || card.dataset.kind.split(" ").includes(kind))
-        && (step === "all" || group.dataset.step === step) && words.every(word => text.includes(word));
+        && (step === "all" || card.closest("[data-step]").dataset.step === step)
+        && (run === "all" || card.closest("[data-run]").dataset.run.split(" ").includes(run)) && words.every(word => text.includes(word));
       card.hidden = !fits;
       some ||= fits;
       shown += fits;
@@ -25,7 +26,8 @@ function update() {
     group.hidden = !some;
     const sign = order === "length" ? 1 : -1, inside = order === "reward" || order === "length" ? order : "advantage";
     cards.sort((a, b) => sign * (a.dataset[inside] - b.dataset[inside]) || a.dataset.number - b.dataset.number);
-    group.append(...cards);
+    for (const card of cards) card.parentElement.append(card);
+    for (const side of group.querySelectorAll(".side")) side.hidden = !side.querySelector(".rollout:not([hidden])");
   }
   const by = order === "spread" ? (a, b) => b.dataset.spread - a.dataset.spread : (a, b) => a.dataset.step - b.dataset.step;
   list.append(...groups.sort((a, b) => by(a, b) || a.dataset.number - b.dataset.number));

@@ -13,6 +13,7 @@ from html import escape
 from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 from ..engine.config import TrainConfig, read_config
 from ..files import read_fields, write_text
@@ -29,42 +30,66 @@ ABOUT_CURVES = (
 )
 
 
+class Shown(NamedTuple):
+    """What a page shows of a run; `result` is empty and `config` None where the run has none."""
+
+    folder: Path
+    metrics: dict[str, list[float | None]]
+    result: dict
+    config: TrainConfig | None
+    records: list[dict]
+
+
 def write_page(folder: str | Path, result: dict | None = None, refresh: int = 0) -> Path:
     """Write report.html for a run that has metrics; returns its path. ValueError when there is nothing to show.
 
     `result` is what result.json holds, or will hold (default: what is in it, if it is there). With `refresh`, a
     browser reads the page again after so many seconds.
     """
+    run = read_shown(folder, result)
+    parts = [
+        format_result(run.result),
+        "" if refresh or run.config is None else format_findings(examine(run.folder, run.result)),
+        "" if run.config is None else format_settings(run.config, run.folder),
+        f"<h2>Curves</h2><p>{ABOUT_CURVES}</p>",
+        "<div class='curves'>",
+        *(curve(run.metrics, column) for column in columns_of(run.metrics)),
+        "</div>",
+        format_samples(run.records),
+    ]
+    write_text(run.folder / "report.html", whole_page(f"Training run {run.folder.name}", parts, refresh))
+    return run.folder / "report.html"
+
+
+def read_shown(folder: str | Path, result: dict | None = None) -> Shown:
+    """Read what a page shows of a run; ValueError when it has no metrics, or one of its files is damaged."""
     folder = Path(folder)
     if not (folder / "metrics.csv").is_file():
         raise ValueError(f"{folder} is not the folder of a run; expected metrics.csv in it")
-    metrics = read_run(folder)
+    metrics, config = read_run(folder), None
     if result is None:
         result = read_fields(folder / "result.json", RESULT) if (folder / "result.json").is_file() else {}
-    config = None
-    findings: list[Finding] = []
     if (folder / "config.toml").is_file():
         config = TrainConfig(**read_config(folder / "config.toml"))
-        findings = [] if refresh else examine(folder, result)
-    metrics = with_result(metrics, result)
-    more = [name for name in metrics if name.startswith("reward_") and name not in (*METRICS, "reward_std")]
-    parts = [
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(folder.name)}</title>",
+    return Shown(folder, with_result(metrics, result), result, config, read_samples(folder))
+
+
+def whole_page(title: str, parts: Sequence[str], refresh: int = 0) -> str:
+    """A page of these parts under its title, with style and script in it."""
+    return "\n".join([
+        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(title)}</title>",
         "<meta name='viewport' content='width=device-width, initial-scale=1'>",
         f"<style>{(FIGURES / 'report.css').read_text(encoding='utf-8')}</style></head>",
-        f"<body data-refresh='{refresh}'><main><h1>Training run {escape(folder.name)}</h1>",
-        format_result(result),
-        format_findings(findings),
-        "" if config is None else format_settings(config, folder),
-        f"<h2>Curves</h2><p>{ABOUT_CURVES}</p>",
-        "<div class='curves'>",
-        *(curve(metrics, column) for column in (*METRICS, *more)),
-        "</div>",
-        format_samples(read_samples(folder)),
+        f"<body data-refresh='{refresh}'><main><h1>{escape(title)}</h1>",
+        *parts,
         f"</main><script>{(FIGURES / 'report.js').read_text(encoding='utf-8')}</script></body></html>\n",
-    ]
-    write_text(folder / "report.html", "\n".join(parts))
-    return folder / "report.html"
+    ])  # fmt: skip
+
+
+def columns_of(metrics: Metrics) -> list[str]:
+    """The columns that get a curve: the usual ones, and each of several rewards."""
+    more = [name for name in metrics if name.startswith("reward_") and name not in (*METRICS, "reward_std")]
+    return [*METRICS, *more]
 
 
 def with_result(metrics: Metrics, result: dict) -> dict[str, list[float | None]]:
@@ -81,23 +106,36 @@ def format_result(result: dict) -> str:
     """What the run came to, as a table."""
     if not result:
         return "<p>This run is not finished.</p>"
-    rows: list[tuple[str, ...]] = [
-        ("held-out accuracy", f"{result['accuracy_before']:.1%}", f"{result['accuracy_after']:.1%}"),
-        ("response tokens", f"{result['tokens_before']:.1f}", f"{result['tokens_after']:.1f}"),
-    ]
-    harder = (result["harder_accuracy_before"], result["harder_accuracy_after"])
-    if None not in harder:
-        rows.append(("harder levels, never trained on", *(f"{value:.1%}" for value in harder)))
-    cells = "".join(f"<tr><td>{name}</td><td>{before}</td><td>{after}</td></tr>" for name, before, after in rows)
-    about = f"{result['model']}, method {result['method']}, seed {result['seed']}"
-    early = f" It ended early: {result['ended_early']}." if result.get("ended_early") else ""
-    return (
-        f"<p>{escape(about)}: {result['steps']} steps in {result['seconds']:.1f} s.{escape(early)}</p>"
-        f"<table><tr><th></th><th>before</th><th>after</th></tr>{cells}</table>"
+    rows = "".join(
+        f"<tr><td>{name}</td><td>{before}</td><td>{after}</td></tr>"
+        for name, (before, after) in result_rows(result)
+        if None not in (before, after)
     )
+    return f"<p>{about(result)}</p><table><tr><th></th><th>before</th><th>after</th></tr>{rows}</table>"
 
 
-def format_findings(findings: Sequence[Finding]) -> str:
+def about(result: dict) -> str:
+    """Which run it was, and how long it took."""
+    which = f"{result['model']}, method {result['method']}, seed {result['seed']}"
+    early = f" It ended early: {result['ended_early']}." if result.get("ended_early") else ""
+    return escape(f"{which}: {result['steps']} steps in {result['seconds']:.1f} s.{early}")
+
+
+def result_rows(result: dict) -> list[tuple[str, list[str | None]]]:
+    """The lines of a table of results, each with its values before and after, None where they were not measured."""
+
+    def values(name: str, form: str) -> list[str | None]:
+        found = (result.get(f"{name}_{when}") for when in ("before", "after"))
+        return [None if value is None else format(value, form) for value in found]
+
+    return [
+        ("held-out accuracy", values("accuracy", ".1%")),
+        ("response tokens", values("tokens", ".1f")),
+        ("harder levels, never trained on", values("harder_accuracy", ".1%")),
+    ]
+
+
+def format_findings(findings: Sequence[Finding], title: str = "Warnings") -> str:
     """What may have gone wrong, as `rfs doctor` says it."""
     if not findings:
         return ""
@@ -105,7 +143,7 @@ def format_findings(findings: Sequence[Finding]) -> str:
         f"<li><b>{escape(finding.says)}</b>Seen: {escape(finding.evidence)}<br>Try: {escape(finding.advice)}</li>"
         for finding in findings
     )
-    return f"<h2>Warnings</h2><ul class='findings'>{items}</ul>"
+    return f"<h2>{title}</h2><ul class='findings'>{items}</ul>"
 
 
 def format_settings(config: TrainConfig, folder: Path) -> str:
@@ -124,12 +162,18 @@ def format_settings(config: TrainConfig, folder: Path) -> str:
 
 def curve(metrics: Metrics, column: str) -> str:
     """One metric as a small picture, like a panel of `plot_training`; nothing when it has no values."""
-    title, about = METRICS.get(column, (column.removeprefix("reward_"), "mean of this reward"))
     each, smooth, _, held_out = curves(metrics, column)
-    lines = [line for line in (each, smooth, held_out) if line[0]]
+    kind = "faint" if smooth[0] else "each"
+    return panel(column, [(kind, "each", each), ("smooth", "mean", smooth), ("held", "held-out", held_out)])
+
+
+def panel(column: str, lines: Sequence[tuple[str, str, Line]]) -> str:
+    """A picture of lines of one metric, each with its class and name; nothing when all are empty."""
+    title, tells = METRICS.get(column, (column.removeprefix("reward_"), "mean of this reward"))
+    lines = [(kind, name, line) for kind, name, line in lines if line[0]]
     if not lines:
         return ""
-    xs, ys = ([x for line in lines for x in line[part]] for part in (0, 1))
+    xs, ys = ([x for *_, line in lines for x in line[part]] for part in (0, 1))
     first, last, low, high = min(xs), max(xs), min(0.0, *ys), max(0.0, *ys)
     high = high if high > low else 1.0
     width, height, left = 300, 110, 56
@@ -140,20 +184,17 @@ def curve(metrics: Metrics, column: str) -> str:
 
     def polyline(kind: str, line: Line) -> str:
         placed = [place(x, y) for x, y in zip(*line, strict=True)]
-        dots = [f"<circle class='{kind}' cx='{x:.1f}' cy='{y:.1f}' r='2.5'/>" for x, y in placed if len(placed) < 30]
+        most = 1 if {"smooth", "thin"} & set(kind.split()) else 29  # points of a line that has dots
+        dots = [f"<circle class='{kind}' cx='{x:.1f}' cy='{y:.1f}' r='2.5'/>" for x, y in placed if len(placed) <= most]
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
-        return f"<polyline class='{kind}' points='{points}'/>{''.join(dots if kind != 'smooth' else [])}"
+        return f"<polyline class='{kind}' points='{points}'/>{''.join(dots)}"
 
-    kinds = {"faint" if smooth[0] else "each": each, "smooth": smooth, "held": held_out}
-    drawn = [polyline(kind, line) for kind, line in kinds.items() if line[0]]
     axis = place(first, low)[1]
-    (x0, *_, x1), (y0, *_, y1) = (2 * part for part in lines[0])
-    named = {"each": each, "mean": smooth, "held-out": held_out}
-    points = escape(json.dumps({name: rounded(line) for name, line in named.items() if line[0]}))
+    points = escape(json.dumps({name: rounded(line) for _, name, line in lines}))
     frame = json.dumps([first, last, left, width - 8])
-    label = f"{title}: from {y0:.3g} at step {x0:.0f} to {y1:.3g} at step {x1:.0f}"
+    label = f"{title}: {'; '.join(f'{name} {ends(line)}' for _, name, line in lines)}"
     return (
-        f"<figure><figcaption><b>{escape(title)}</b>{about}</figcaption>"
+        f"<figure><figcaption><b>{escape(title)}</b>{tells}</figcaption>"
         f"<svg viewBox='0 0 {width} {height + 16}' role='img' aria-label='{escape(label)}' tabindex='0' "
         f"data-lines='{points}' data-frame='{frame}'>"
         f"<line x1='{left}' x2='{width - 8}' y1='{axis:.1f}' y2='{axis:.1f}'/>"
@@ -162,8 +203,14 @@ def curve(metrics: Metrics, column: str) -> str:
         f"<text x='{left}' y='{height + 13}'>step {first:.0f}</text>"
         f"<text x='{width - 8}' y='{height + 13}' text-anchor='end'>{last:.0f}</text>"
         f"<line class='cursor' x1='-9' x2='-9' y1='6' y2='{height - 6}'/>"
-        f"{''.join(drawn)}</svg><output></output></figure>"
+        f"{''.join(polyline(kind, line) for kind, _, line in lines)}</svg><output></output></figure>"
     )
+
+
+def ends(line: Line) -> str:
+    """Where a line begins and ends, in words."""
+    (x0, *_, x1), (y0, *_, y1) = (2 * part for part in line)
+    return f"from {y0:.3g} at step {x0:.0f} to {y1:.3g} at step {x1:.0f}"
 
 
 def rounded(line: Line) -> Line:
@@ -184,17 +231,29 @@ KINDS = {  # what can be shown alone
 }  # fmt: skip
 
 
+ABOUT_ROLLOUTS = (
+    "Each box is a problem with its group of sampled answers. Coloured by surprise, a token is the stronger marked the "
+    "less likely it was when it was drawn; coloured by advantage, an answer is green that was reinforced and orange "
+    "that was discouraged."
+)
+
+
 def format_samples(records: list[dict]) -> str:
     """The kept rollouts by problem, with the controls that find, sort and colour them."""
     if not records:
         return ""
-    steps = {str(step): str(step) for step in sorted({record["step"] for record in records})}
     groups = [list(group) for _, group in groupby(records, key=lambda record: (record["step"], record["problem"]))]
+    boxes = [format_group(number, group) for number, group in enumerate(groups)]
+    return format_rollouts(ABOUT_ROLLOUTS, records, boxes)
+
+
+def format_rollouts(text: str, records: list[dict], boxes: Sequence[str], more: str = "") -> str:
+    """The boxes of rollouts below the controls; `more` is another control."""
+    steps = {str(step): str(step) for step in sorted({record["step"] for record in records})}
     return f"""<h2>Rollouts</h2>
-<p>Each box is a problem with its group of sampled answers. Coloured by surprise, a token is the stronger marked the
-less likely it was when it was drawn; coloured by advantage, an answer is green that was reinforced and orange that was
-discouraged.</p>
+<p>{text}</p>
 <div class='controls'>
+{more}
 {select("step", "Step", {"all": "all"} | steps)}
 {select("kind", "Show", KINDS)}
 <label>Search <input id='search' type='search'></label>
@@ -203,7 +262,7 @@ discouraged.</p>
 <output id='shown'></output>
 </div>
 <div id='rollouts' class='by-logp'>
-{"".join(format_group(number, group) for number, group in enumerate(groups))}
+{"".join(boxes)}
 </div>"""
 
 
@@ -216,17 +275,33 @@ def select(name: str, label: str, options: dict[str, str]) -> str:
 def format_group(number: int, group: list[dict]) -> str:
     """One problem and the answers to it."""
     first = group[0]
-    right = sum(judge(record)[1] == "right" for record in group)
-    rewards = [record["reward"] for record in group if record["reward"] is not None]
-    mean = f"mean reward {statistics.fmean(rewards):.3g}" if rewards else "not judged"
-    cards = "\n".join(format_rollout(place, record) for place, record in enumerate(group))
-    return f"""<section class='group' data-number='{number}' data-step='{first["step"]}'
- data-spread='{statistics.pstdev(rewards) if rewards else 0}'>
-<header><h3>step {first["step"]} · {right} of {len(group)} right · {mean}</h3>
-<p>{escape(first["problem"])}</p><p>expected {escape(first["answer"])}</p></header>
-{cards}
+    return f"""<section class='group' data-number='{number}' data-step='{first["step"]}' data-spread='{spread(group)}'>
+<header><h3>{summary(group)}</h3><p>{escape(first["problem"])}</p><p>expected {escape(first["answer"])}</p></header>
+{format_cards(group)}
 </section>
 """
+
+
+def rewards_of(group: list[dict]) -> list[float]:
+    """The rewards of the answers that were judged."""
+    return [record["reward"] for record in group if record["reward"] is not None]
+
+
+def spread(group: list[dict]) -> float:
+    """How much the rewards of a group differ: their standard deviation."""
+    return statistics.pstdev(rewards_of(group) or [0.0])
+
+
+def summary(group: list[dict]) -> str:
+    """What a group of answers came to."""
+    right, rewards = sum(judge(record)[1] == "right" for record in group), rewards_of(group)
+    mean = f"mean reward {statistics.fmean(rewards):.3g}" if rewards else "not judged"
+    return f"step {group[0]['step']} · {right} of {len(group)} right · {mean}"
+
+
+def format_cards(group: list[dict]) -> str:
+    """The answers of a group, as cards."""
+    return "\n".join(format_rollout(place, record) for place, record in enumerate(group))
 
 
 @cache
