@@ -423,7 +423,7 @@ def add_compare(parser) -> None:
         "rfs compare --methods grpo,rloo --grid lr=1e-4,3e-4 --tune --seeds 2 --csv tuning.csv",
         "rfs compare --methods grpo,rloo --best-of tuning.csv --seeds 10 --csv best.csv",
     )
-    parser.usage = "%(prog)s [--methods A,B,...] [--seeds N] [--grid SETTING=V,V] [--csv FILE] [SETTING ...]"
+    parser.usage = "%(prog)s [--methods A,B] [--seeds N] [--grid SETTING=V,V] [SETTING ...]"
     parser.allow_abbrev = False  # --seed is not short for --seeds
     methods_help = f"methods, separated by commas (default: all, which are {', '.join(METHODS)})"
     parser.add_argument("--methods", metavar="A,B,...", help=methods_help)
