@@ -167,6 +167,13 @@ def test_a_kl_in_the_reward_is_paid_before_rewards_are_compared(tokenizer):
     torch.testing.assert_close(learner.advantages, expected)
 
 
+@pytest.mark.parametrize("method", ["gdpo", "raft"])
+def test_a_kl_in_the_reward_needs_a_sum_that_is_compared(method):
+    with pytest.raises(ValueError, match=f"kl reward changes the sum of rewards, which method {method} does not"):
+        TrainConfig(method=method, kl="reward", kl_coef=0.1).check()
+    TrainConfig(method=method, kl="reward").check()  # no term at all
+
+
 def test_every_sampled_answer_is_counted(tokenizer):
     assert small_learner(tokenizer).step()["samples"] == 6
     assert small_learner(tokenizer, method="remax").step()["samples"] == 8, "a greedy answer to each problem"
