@@ -169,7 +169,7 @@ def test_a_kl_in_the_reward_is_paid_before_rewards_are_compared(tokenizer):
 
 @pytest.mark.parametrize("method", ["gdpo", "raft"])
 def test_a_kl_in_the_reward_needs_a_sum_that_is_compared(method):
-    with pytest.raises(ValueError, match=f"kl reward changes the sum of rewards, which method {method} does not"):
+    with pytest.raises(ValueError, match=f"kl reward lowers the sum of rewards, which method {method} never"):
         TrainConfig(method=method, kl="reward", kl_coef=0.1).check()
     TrainConfig(method=method, kl="reward").check()  # no term at all
 

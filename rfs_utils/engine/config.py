@@ -168,7 +168,7 @@ class TrainConfig:
             raise SettingError(text, "shard", "lora_rank", "sampler")
         method = METHODS[self.method]
         if self.kl == "reward" and self.kl_coef and (method.separate_rewards or method.positives_only):
-            text = f"kl reward changes the sum of rewards, which method {self.method} does not compare; expected another"
+            text = f"kl reward lowers the sum of rewards, which method {self.method} never compares; expected another"
             raise SettingError(text, "kl", "method")
         if self.tensorboard and find_spec("tensorboard") is None:
             raise ValueError("--tensorboard needs the package tensorboard: pip install tensorboard")
