@@ -442,16 +442,16 @@ def add_compare(parser) -> None:
         "(equal seconds). A ranking at one learning rate is a ranking of that rate: choose each method's own with "
         "--grid and --tune, then compare with --best-of.",
         "rfs compare --methods grpo,rloo --seeds 3 --steps 20 --csv short.csv",
-        "rfs compare --methods grpo,rloo --grid lr=1e-4,3e-4 --tune --seeds 2 --csv tuning.csv",
+        "rfs compare --methods grpo,rloo --grid lr=1e-4,3e-4 --tune --csv tuning.csv",
         "rfs compare --methods grpo,rloo --best-of tuning.csv --seeds 10 --csv best.csv",
     )
-    parser.usage = "%(prog)s [--methods A,B,...] [--seeds N] [--grid SETTING=V,V] [--csv FILE] [SETTING ...]"
+    parser.usage = "%(prog)s [--methods A,B] [--seeds N] [--grid NAME=V,V] [SETTING ...]"
     parser.allow_abbrev = False  # --seed is not short for --seeds
     methods_help = f"methods, separated by commas (default: all, which are {', '.join(METHODS)})"
     parser.add_argument("--methods", metavar="A,B,...", help=methods_help)
     add_number(parser, "--seeds", whole(1, 10**4), "number of seeds, from 0 on (default: %(default)s)", 5)
     grid_help = "values that a setting is to take, such as lr=1e-4,3e-4; several are combined"
-    parser.add_argument("--grid", metavar="SETTING=V,V", action="append", default=[], help=grid_help)
+    parser.add_argument("--grid", metavar="NAME=V,V", action="append", default=[], help=grid_help)
     tune_help = "use seeds and held-out problems that no other comparison has, to choose settings by"
     parser.add_argument("--tune", action="store_true", help=tune_help)
     best_help = "train each method with the settings that ended best in this CSV of --grid"

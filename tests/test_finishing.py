@@ -207,8 +207,9 @@ def test_foreign_names_among_the_checkpoints_are_nobody_elses_business(finished,
 
 OTHER = {
     "model": "tiny-reasoning", "method": "rloo", "data": "mine.json", "prompts_per_step": 3, "num_rollouts": 3,
-    "updates_per_step": 2, "max_new_tokens": 9, "temperature": 0.9, "top_p": 0.9, "prompt": "{problem}", "stop": "x",
-    "chat": "off", "rewards": "accuracy,format",
+    "updates_per_step": 2, "minibatches": 2, "sampler": "bfloat16", "ratio_to": "trainer",
+    "token_rule": "top_entropy=0.2", "max_new_tokens": 9, "temperature": 0.9, "top_p": 0.9,
+    "prompt": "{problem}", "stop": "x", "chat": "off", "rewards": "accuracy,format",
     "lr": 1e-4, "warmup_steps": 1, "schedule": "linear", "weight_decay": 0.1, "max_grad_norm": 2.0, "clip_low": 0.3,
     "clip_high": 0.3, "negative_weight": 0.5, "kl_coef": 0.1, "kl": "k1", "memory": "low", "dtype": "bfloat16",
     "optimizer": "kahan", "lora_rank": 2, "lora_alpha": 8.0, "micro_batch": 64, "shard": True, "seed": 1,

@@ -155,16 +155,23 @@ def test_a_kl_in_the_reward_is_paid_before_rewards_are_compared(tokenizer):
     assert batch.rewards.abs().max() < 1e-4, "at first the policy is its reference"
     learner = small_learner(tokenizer, method="rloo", kl="reward", kl_coef=0.5)
     with torch.no_grad():
-        learner.reference.tok_emb.weight[5] *= 2
+        learner.reference.tok_emb.weight *= 2
     give_rewards(learner, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0)
     learner.step()
     batch = learner.experience
     reference = learner.updater.reference_logps(batch.rollouts)
     paid = ((batch.rollouts.logps - reference) * batch.rollouts.mask).sum(dim=1)
-    assert paid.abs().min() > 0.01
+    assert paid.abs().max() > 0.01
     torch.testing.assert_close(batch.rewards.flatten(), torch.tensor([1.0, 0, 0, 1, 1, 0]) - 0.5 * paid)
     expected = compute_advantages(batch.rewards, METHODS["rloo"])
     torch.testing.assert_close(learner.advantages, expected)
+
+
+@pytest.mark.parametrize("method", ["gdpo", "raft"])
+def test_a_kl_in_the_reward_needs_a_sum_that_is_compared(method):
+    with pytest.raises(ValueError, match=f"kl reward lowers the sum of rewards, which method {method} never"):
+        TrainConfig(method=method, kl="reward", kl_coef=0.1).check()
+    TrainConfig(method=method, kl="reward").check()  # no term at all
 
 
 def test_every_sampled_answer_is_counted(tokenizer):

@@ -166,6 +166,10 @@ class TrainConfig:
         if self.sampler != "same" and (self.shard or self.lora_rank is not None):
             text = f"with shard or lora_rank, sampler must be same, got {self.sampler}"
             raise SettingError(text, "shard", "lora_rank", "sampler")
+        method = METHODS[self.method]
+        if self.kl == "reward" and self.kl_coef and (method.separate_rewards or method.positives_only):
+            text = f"kl reward lowers the sum of rewards, which method {self.method} never compares; expected another"
+            raise SettingError(text, "kl", "method")
         if self.tensorboard and find_spec("tensorboard") is None:
             raise ValueError("--tensorboard needs the package tensorboard: pip install tensorboard")
 
