@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 from collections import Counter
 
 import pytest
@@ -19,7 +20,7 @@ WORDS = {  # what makes each command work
     "compare": [*SETTINGS, "--methods", "grpo", "--seeds", "1"], "pretrain": ["--steps", "1"],
     "eval": ["--limit", "1", "--max-new-tokens", "2"], "plot": ["run"], "samples": ["run"],
     "download": ["grpo-no_kl"], "export": ["run", "--to", "exported"],
-    "import": ["some.gguf", "--to", "imported"], "watch": ["run"], "doctor": ["run"],
+    "import": ["some.gguf", "--to", "imported"], "watch": ["run"], "doctor": ["run"], "report": ["run", "other"],
 }  # fmt: skip
 ROW = dict.fromkeys(comparison.MEASURED[1:], 1)
 
@@ -68,6 +69,7 @@ def test_no_value_of_an_option_ends_in_a_traceback(command, tmp_path, monkeypatc
             (folder / "run" / "metrics.csv").write_text("step,reward_avg\n1,0.5\n")
             line = {"step": 1, "problem": "1?", "answer": "1", "reward": 1, "advantage": 1, "tokens": [], "logps": []}
             (folder / "run" / "samples.jsonl").write_text(json.dumps(line) + "\n")
+            shutil.copytree(folder / "run", folder / "other")
             (folder / "mine.json").write_text(json.dumps([{"problem": "1?", "answer": "1"}]))
             monkeypatch.chdir(folder)
             found = outcome([command, *WORDS[command], name, value], capsys)
