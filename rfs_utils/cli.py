@@ -426,7 +426,7 @@ def run_doctor(args) -> Outcome:
 # Settings of a run that a comparison decides itself, or has no use for.
 NOT_COMPARED = (
     "method", "seed", "out", "eval_data", "eval_problems", "checkpoint_every", "keep_checkpoints", "stop_on_collapse",
-    "tensorboard", "shard",
+    "tensorboard", "track", "shard",
 )  # fmt: skip
 
 

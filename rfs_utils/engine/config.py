@@ -35,12 +35,13 @@ else:
 
 FULL_LR, LORA_LR = 3e-4, 1e-3  # benchmarks/lora_rates.csv
 SCHEDULES = ("constant", "linear", "cosine")
+TRACKERS = ("trackio", "wandb")
 
 
 # Settings that may change when a run goes on. With any other one it would no longer be the run that it was.
 MAY_CHANGE = (
     "steps", "eval_data", "eval_every", "eval_problems", "checkpoint_every", "keep_checkpoints", "stop_on_collapse",
-    "tensorboard", "out",
+    "tensorboard", "track", "out",
 )  # fmt: skip
 
 
@@ -66,9 +67,7 @@ class TrainConfig:
     prompts_per_step: int = option(8, "problems in each step", whole(1, 10**5))
     num_rollouts: int = option(8, "sampled answers to each problem, at least 2", whole(2, 10**5))
     updates_per_step: int = option(1, "passes over each set of rollouts", whole(1, 10**4))
-    minibatches: int = option(
-        1, "parts in which a pass takes its groups; an optimiser step for each", whole(1, 10**4)
-    )
+    minibatches: int = option(1, "parts in which a pass takes its groups; an optimiser step for each", whole(1, 10**4))
     max_new_tokens: int = option(96, "longest answer, in tokens", whole(1, 10**6))
     temperature: float = option(1.0, "sampling temperature", number(1e-3, 1e3))
     top_p: float = option(
@@ -137,6 +136,11 @@ class TrainConfig:
     keep_checkpoints: int = option(2, "checkpoints to keep, besides the best", whole(1, 10**6))
     stop_on_collapse: bool = option(False, "stop when the run has collapsed, instead of only warning", FLAG)
     tensorboard: bool = option(False, "write TensorBoard files, too (needs the package tensorboard)", FLAG)
+    track: str | None = option(
+        None,
+        f"log to Trackio or Weights & Biases, too: {', '.join(TRACKERS)} (needs the package of that name)",
+        one_of(None, *TRACKERS),
+    )
     seed: int = option(0, "seed of problems and sampling", whole(0, 2**32 - 1))
     out: str | None = option(
         None, "folder for the results, new or empty (default: the next free one under runs/)", optional(NAME)
@@ -170,8 +174,9 @@ class TrainConfig:
         if self.kl == "reward" and self.kl_coef and (method.separate_rewards or method.positives_only):
             text = f"kl reward lowers the sum of rewards, which method {self.method} never compares; expected another"
             raise SettingError(text, "kl", "method")
-        if self.tensorboard and find_spec("tensorboard") is None:
-            raise ValueError("--tensorboard needs the package tensorboard: pip install tensorboard")
+        for text, package in (("--tensorboard", self.tensorboard and "tensorboard"), ("--track", self.track)):
+            if package and find_spec(package) is None:
+                raise ValueError(f"{text} needs the package {package}: pip install {package}")
 
     @property
     def learns_in_float32(self) -> bool:

@@ -192,7 +192,8 @@ def panel(column: str, lines: Sequence[tuple[str, str, Line]]) -> str:
     axis = place(first, low)[1]
     points = escape(json.dumps({name: rounded(line) for _, name, line in lines}))
     frame = json.dumps([first, last, left, width - 8])
-    label = f"{title}: {'; '.join(f'{name} {ends(line)}' for _, name, line in lines)}"
+    said = [f"{name} {ends(line)}" if len(lines) > 1 else ends(line) for _, name, line in lines]
+    label = f"{title}: {'; '.join(said)}"
     return (
         f"<figure><figcaption><b>{escape(title)}</b>{tells}</figcaption>"
         f"<svg viewBox='0 0 {width} {height + 16}' role='img' aria-label='{escape(label)}' tabindex='0' "

@@ -7,7 +7,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -46,6 +46,7 @@ from .folder import (
 from .held_out import HeldOut
 from .page import write_page
 from .samples import read_samples
+from .sinks import Sink, close_all, log_to, open_sinks
 from .watch import MAX_SKIPPED, Watch, collapsed
 
 
@@ -60,10 +61,10 @@ def train(config: TrainConfig, report: Callable[[str], None] = print) -> dict:
     learner, held_out = prepare(config)
     name = f"{Path(config.model).name}-{config.method}-seed{config.seed}"
     folder = parallel.on_main(make_run_folder, config.out, name, format_config(config))
-    run = Run(learner, held_out, folder, report)
-    run.introduce()
-    run.evaluate_before()
-    return run.go()
+    with closing(Run(learner, held_out, folder, report)) as run:
+        run.introduce()
+        run.evaluate_before()
+        return run.go()
 
 
 def resume(folder: str | Path, report: Callable[[str], None] = print, changes: dict | None = None) -> dict:
@@ -91,17 +92,17 @@ def resume(folder: str | Path, report: Callable[[str], None] = print, changes: d
             raise ValueError(f"the run in {folder} has done {state['step']} steps; raise --steps to go on")
     read_samples(folder)  # ValueError when it is damaged
     learner, held_out = prepare(config)
-    run = Run(learner, held_out, folder, report)
-    run.introduce(state["step"])
-    if not run.before_fits():
-        run.evaluate_before()
-    if newest:
-        with adding(older):
-            load_run_checkpoint(newest, learner.model, learner.optimizer, learner.sampler)
-    parallel.on_main(run.restore_logs, state["step"])
-    parallel.on_main(write_text, folder / "config.toml", format_config(config))  # what it goes on with the next time
-    run.restore(state)
-    return run.go()
+    with closing(Run(learner, held_out, folder, report)) as run:
+        run.introduce(state["step"])
+        if not run.before_fits():
+            run.evaluate_before()
+        if newest:
+            with adding(older):
+                load_run_checkpoint(newest, learner.model, learner.optimizer, learner.sampler)
+        parallel.on_main(run.restore_logs, state["step"])
+        parallel.on_main(write_text, folder / "config.toml", format_config(config))  # for the next time
+        run.restore(state)
+        return run.go()
 
 
 @contextmanager
@@ -164,7 +165,16 @@ class Run:
         self.best: list = [-1.0, None]  # held-out accuracy and step
         self.saved: int | None = None  # step of the last checkpoint
         self.ended_early: str | None = None  # the warning that has ended the run
-        self.board = open_board(folder) if self.config.tensorboard and self.is_main else None
+        self.sinks: list[Sink] = []  # of process 0
+        parallel.on_main(self.open_sinks)
+
+    def open_sinks(self) -> None:
+        """Open the places besides the folder that get the metrics."""
+        self.sinks = open_sinks(self.config, self.folder)
+
+    def close(self) -> None:
+        """Close them."""
+        close_all(self.sinks, self.report)
 
     def note(self, text: str) -> None:
         """Report something on the way, which `--quiet` leaves out."""
@@ -336,10 +346,7 @@ class Run:
         append_csv_metrics(self.folder / "metrics.csv", step, self.config.steps, **metrics)
         if with_samples:
             append_lines(self.folder / "samples.jsonl", sample_records(self.learner))
-        if self.board is not None:
-            for name, value in metrics.items():
-                if value is not None:
-                    self.board.add_scalar(name, value, step)
+        log_to(self.sinks, metrics, step, self.report)
 
     def checkpoint(self, must: bool = False) -> None:
         """Save everything, once a step; a failure is reported and the run goes on, unless it `must` be saved."""
@@ -407,15 +414,6 @@ class Run:
         if text := remark(folder):
             self.report(f"\n{text}")
         return {**result, "folder": str(folder)}
-
-
-def open_board(folder: Path):
-    """A TensorBoard writer; ValueError with what to install when there is none."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ValueError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
-    return SummaryWriter(folder / "tensorboard")
 
 
 def sample_records(learner: Learner, groups: int = 2) -> list[dict]:
