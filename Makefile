@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := -m pip install -q --disable-pip-version-check
+# The first and long one shows what it does, unless nobody looks: pip's bars are for a terminal.
+SHOWN_INSTALL := -m pip install --disable-pip-version-check $(shell test -t 2 || echo -q)
 # Tests run side by side, each on one thread: several would wait for each other.
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
@@ -56,8 +58,9 @@ run-notebooks: export
 	$(BIN)/python tools/notebooks.py run
 	$(BIN)/python tools/notebooks.py practice
 
+# The whole repository is served, so that links between notebooks work. LAB is for further options, such as --no-browser.
 lab: $(VENV)/installed
-	$(BIN)/jupyter lab ch06/ch06.ipynb
+	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/ch06/ch06.ipynb $(LAB)
 
 pretrain: $(VENV)/installed
 	$(BIN)/rfs pretrain --out pretrained
@@ -70,7 +73,8 @@ clean:
 	rm -rf $(VENV) .venv-oldest build *.egg-info
 
 $(VENV)/installed: requirements.txt pyproject.toml
+	@echo "Installing torch, JupyterLab and all that tests need into $(VENV), once; this takes some minutes."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python $(INSTALL) -r requirements.txt
+	$(BIN)/python $(SHOWN_INSTALL) $$($(BIN)/python tools/torch_index.py) -r requirements.txt
 	$(BIN)/python $(INSTALL) --no-deps -e .
 	touch $@

@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 from notebooks import all_notebooks  # noqa: E402
 
 MADE = ".files-of-the-book"  # in the site: what it consists of
-BADGE = re.compile(r"\[!\[Run in Colab\]\([^)]*\)\]\((?P<colab>[^)]*)\)\n· (?P<needs>.*)")
+BADGE = re.compile(r"\[!\[Run in Colab\]\([^)]*\)\]\((?P<colab>[^)]*)\)\n(?:· \[with solutions\]\((?P<solved>[^)]*)\)\n)?· (?P<needs>.*)")
 MINUTES = re.compile(r"CPU cores: about (\d+ minutes?)")
 PRACTICE_LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+_practice\.ipynb)\)")
 LOCAL_LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)\)")
@@ -70,6 +70,9 @@ def page(path: Path) -> nbformat.NotebookNode:
     if match is None:
         raise ValueError(f"{path}: the first cell has no badge that opens Colab, followed by what the notebook needs.")
     links = [f"[Run in Colab]({match['colab']})", download("Download notebook", path)]
+    if match["solved"]:
+        links[0] = f"[Practise in Colab]({match['colab']})"
+        links.insert(1, f"[Run in Colab, with solutions]({match['solved']})")
     if practice(path):
         links.append(download("Download for practice, without solutions", practice(path)))
     # The badge's picture is on another host; a container gives its place to links that look like buttons.

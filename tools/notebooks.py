@@ -114,7 +114,7 @@ def practice(path: Path, out: Path | None = None) -> Path | None:
 
 
 def practice_head(head: str, stem: str) -> str:
-    """The first cell, with a title, a badge and a note of its own."""
+    """The first cell, with a title and a note of its own; its badge opens the practice notebook as it is."""
     title, rest = head.split("\n", 1)
     rest = "\n".join(line for line in rest.splitlines() if f"({stem}_practice.ipynb)" not in line)  # it points here
     note = (
@@ -123,7 +123,7 @@ def practice_head(head: str, stem: str) -> str:
         "book's own takes its place, so that everything after it runs."
     )
     rest = rest.rstrip("\n")
-    return f"{title}: practice\n{rest.replace(f'/{stem}.ipynb)', f'/{stem}_practice.ipynb)')}\n\n{note}"
+    return f"{title}: practice\n{rest}\n\n{note}"
 
 
 def without_body(source: str) -> str:
