@@ -22,7 +22,10 @@ sys.path.insert(0, str(ROOT / "tools"))
 from notebooks import all_notebooks  # noqa: E402
 
 MADE = ".files-of-the-book"  # in the site: what it consists of
-BADGE = re.compile(r"\[!\[Run in Colab\]\([^)]*\)\]\((?P<colab>[^)]*)\)\n(?:· \[with solutions\]\((?P<solved>[^)]*)\)\n)?· (?P<needs>.*)")
+BADGE = re.compile(
+    r"\[!\[Run in Colab\]\([^)]*\)\]\((?P<colab>[^)]*)\)\n(?:· \[with solutions\]\((?P<solved>[^)]*)\)\n)?"
+    r"· (?P<needs>.*)"
+)
 MINUTES = re.compile(r"CPU cores: about (\d+ minutes?)")
 PRACTICE_LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+_practice\.ipynb)\)")
 LOCAL_LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)\)")

@@ -78,6 +78,13 @@ def add_prompt(parser) -> None:
     parser.set_defaults(kinds={**(parser.get_default("kinds") or {}), "chat": setting_kinds()["chat"]})
 
 
+def given_prompt(args) -> tuple[str | None, str | None, str | None]:
+    """What these options say: the prompt's text, the stop text and the chat format, each None where it is not given."""
+    from .data import load_prompt
+
+    return args.prompt and load_prompt(args.prompt), args.stop, args.chat
+
+
 def add_output(parser) -> None:
     """The options that say how much a command writes, and in which form."""
     group = parser.add_argument_group("output")
@@ -244,20 +251,20 @@ def add_eval(parser) -> None:
 
 def run_eval(args) -> Outcome:
     """`rfs eval`: answers go to a file, figures to the screen."""
-    from .data import ask_as, load_prompt, problem_set
+    from .data import ask_as, problem_set
     from .engine.packing import packed
     from .evaluate import format_evaluation
     from .models import get_device, load_model_and_tokenizer, load_weights, read_prompt
     from .runs.answers import evaluate_to_file
 
-    prompt = args.prompt and load_prompt(args.prompt)
+    prompt = given_prompt(args)
     problems = problem_set(args.data, "test", args.limit)
     device = get_device()
     model, tokenizer = load_model_and_tokenizer(args.model, device)
     if args.checkpoint:
         load_weights(model, args.checkpoint)
         read_prompt(Path(args.checkpoint).parent, tokenizer)
-    ask_as(tokenizer, prompt, args.stop, args.chat)
+    ask_as(tokenizer, *prompt)
     trained = Path(args.checkpoint or args.model)
     name = trained.stem if args.checkpoint else trained.name
     if name == "model":  # of a run, or of one of its checkpoints, whose folder says which
@@ -335,11 +342,12 @@ def add_samples(parser) -> None:
         parser,
         "Print answers that a run has sampled and kept, with their rewards, best first; or write the page that shows "
         "them token by token. A run keeps two groups of its first step and of every step with an evaluation.",
-        "rfs samples runs/mine --step 20",
+        "rfs samples runs/mine --step 20 --search 'Ann apples'",
         "rfs samples runs/mine --html",
     )
     parser.add_argument("run_folder", metavar="RUN", help="run folder")
     add_number(parser, "--step", whole(1, 10**6), "training step (default: the last one kept)")
+    parser.add_argument("--search", metavar="WORDS", help="only answers with these words in them or in their problem")
     add_number(parser, "--limit", whole(1, 10**6), "how many answers (default: %(default)s)", 8)
     parser.add_argument("--html", action="store_true", help="write the page RUN/report.html instead")
     parser.set_defaults(run=run_samples)
@@ -356,7 +364,7 @@ def run_samples(args) -> Outcome:
         return {"written": str(path)}, f"written to {path}; open it in a browser"
     if not folder.is_dir():
         raise ValueError(f"there is no run folder {folder}")
-    chosen = best_samples(read_samples(folder), args.step, args.limit)
+    chosen = best_samples(read_samples(folder), args.step, args.limit, args.search)
     return chosen, format_samples_text(chosen)
 
 
@@ -567,11 +575,9 @@ def add_export(parser) -> None:
     add_prompt(parser)
 
     def run(args) -> Outcome:
-        from .data import load_prompt
         from .runs.export import export_model
 
-        prompt = args.prompt and load_prompt(args.prompt)
-        path = export_model(args.source, args.to, args.model, prompt, args.stop, args.chat)
+        path = export_model(args.source, args.to, args.model, *given_prompt(args))
         return {"written": str(path)}, f"written to {path}"
 
     parser.set_defaults(run=run)
@@ -622,6 +628,7 @@ OTHER_NAMES = {
     "--epochs": "--steps",
     "--output": "--out",
     "--to": "--out",
+    "--prompt": "--search",  # of samples, which has no prompt of its own
 }
 
 

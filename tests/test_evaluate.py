@@ -370,6 +370,7 @@ def test_rfs_eval(tmp_path, capsys):
     [
         (["--data", "gsm8k"], "known names are math500, math-train, tiny"),
         (["--limit", "0"], "limit must be a whole number from 1 to"),
+        (["--limit", "100000"], "--limit must be at most 5,000 of the generated tiny; got 100,000"),
         (["--model", "gpt"], "unknown model 'gpt'"),
         (["--temperature", "-1"], "temperature must be"),
         (["--max-new-tokens", "0"], "--max-new-tokens must be a whole number from 1 to"),

@@ -55,6 +55,29 @@ def test_setup_cell_is_the_same_everywhere_and_points_to_the_repository(path):
     assert "torch" not in re.sub(r"#.*", "", setup), "the setup cell must leave torch alone"
 
 
+@pytest.mark.parametrize("code", [0, 1])
+def test_setup_cell_says_what_it_does_and_what_helps(code, monkeypatch, capsys):
+    given = []
+
+    def run(command):
+        given.append(command)
+        return subprocess.CompletedProcess(command, code)
+
+    setup = code_cells(NOTEBOOKS[0])[0].source
+    exec(setup, {})
+    assert capsys.readouterr().out == "" and not given, "the package is there"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setenv("RFS_SOURCE", "the.whl")
+    if code:
+        with pytest.raises(SystemExit, match="could not install the.whl.*RFS_SOURCE.*wheel"):
+            exec(setup, {})
+    else:
+        exec(setup, {})
+    assert given == [[sys.executable, "-m", "pip", "install", "-q", "the.whl"]]
+    assert "half a minute" in capsys.readouterr().out
+
+
 @per_notebook
 def test_badge_opens_this_notebook(path):
     head = read(path).cells[0].source

@@ -188,6 +188,19 @@ def test_samples_on_the_terminal(folder, capsys):
     assert "report.html" in capsys.readouterr().out
 
 
+def test_samples_with_words(folder, capsys):
+    keep = [record(3, 1.0, ["Four"]), record(3, -1.0, ["five"], problem="2 < 3?"), record(3, 0.5, ["four", " 2"])]
+    (folder / "samples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in keep))
+    for words, number in (("FOUR", 2), ("2 four", 2), ("2 3?", 1), ("four 4", 0)):
+        assert main(["samples", str(folder), "--search", words]) == (0 if number else 2)
+        said = capsys.readouterr()
+        assert said.out.count("advantage") == number
+        assert ("no rollout of step 3 has the words 'four 4'" in said.err) == (not number)
+    with pytest.raises(SystemExit):
+        main(["samples", str(folder), "--prompt", "four"])
+    assert "did you mean --search?" in capsys.readouterr().err
+
+
 def test_samples_come_best_first_and_bad_steps_are_named():
     records = [record(2, -1.0), record(2, 2.0), record(1)]
     text = format_samples_text(best_samples(records))

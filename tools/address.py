@@ -1,6 +1,6 @@
 """Say where on GitHub the project lives: `python tools/address.py [OWNER/NAME]`, by default as git's remote says.
 
-It is written to pyproject.toml, CITATION.cff, and every notebook's badge and setup cell.
+It is written to pyproject.toml, CITATION.cff, README.md, and every notebook's badge and setup cell.
 """
 
 import re
@@ -17,7 +17,7 @@ def known_address(root: Path = ROOT) -> str:
     """OWNER/NAME as pyproject.toml has it."""
     found = re.search(rf'^Repository = "https://github\.com/({ADDRESS})"$', (root / "pyproject.toml").read_text(), re.M)
     if found is None:
-        raise ValueError(f"{root / 'pyproject.toml'} has no line Repository = \"https://github.com/OWNER/NAME\"")
+        raise ValueError(f'{root / "pyproject.toml"} has no line Repository = "https://github.com/OWNER/NAME"')
     return found[1]
 
 
@@ -32,7 +32,7 @@ def remote_address(root: Path = ROOT) -> str | None:
 def places(root: Path = ROOT) -> list[Path]:
     """The files that have the address."""
     notebooks = [path for folder in FOLDERS for path in sorted((root / folder).glob("*.ipynb"))]
-    return [root / "pyproject.toml", root / "CITATION.cff", *notebooks]
+    return [root / "pyproject.toml", root / "CITATION.cff", root / "README.md", *notebooks]
 
 
 def set_address(address: str, root: Path = ROOT) -> list[Path]:

@@ -1,4 +1,6 @@
-"""Print pip's option for the CPU build of torch where that is the right one: `pip install $(python tools/torch_index.py) ...`
+"""Print pip's option for the CPU build of torch, where that is the right one.
+
+    pip install $(python tools/torch_index.py) -r requirements.txt
 
 On Linux, pip's default build brings several gigabytes of CUDA libraries, which a machine without an NVIDIA GPU has no
 use for. Nothing is printed elsewhere, nor where pip has an index of its own to ask, or this one cannot be reached.
@@ -7,7 +9,6 @@ use for. Nothing is printed elsewhere, nor where pip has an index of its own to 
 import shutil
 import subprocess
 import sys
-from urllib.error import URLError
 from urllib.request import urlopen
 
 INDEX = "https://download.pytorch.org/whl/cpu"
@@ -20,7 +21,7 @@ def option() -> str:
         return ""
     try:
         urlopen(f"{INDEX}/torch/", timeout=SECONDS).close()
-    except (URLError, OSError) as error:
+    except OSError as error:
         print(f"{INDEX} cannot be reached ({error}): pip's default build of torch comes instead.", file=sys.stderr)
         return ""
     return f"--extra-index-url {INDEX}"

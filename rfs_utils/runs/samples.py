@@ -75,15 +75,27 @@ def format_reward(reward: float | None) -> str:
     return "not judged" if reward is None else f"reward {reward:g}"
 
 
-def best_samples(records: list[dict], step: int | None = None, limit: int = 8) -> list[dict]:
-    """The kept rollouts of a step (default: the last), best advantage first; ValueError when there are none."""
+def best_samples(records: list[dict], step: int | None = None, limit: int = 8, search: str | None = None) -> list[dict]:
+    """The kept rollouts of a step (default: the last), best advantage first; ValueError when there are none.
+
+    With `search`, those with all of its words in problem or answer, in any case.
+    """
     steps = sorted({record["step"] for record in records})
     if not steps:
         raise ValueError("this run has kept no rollouts")
     step = steps[-1] if step is None else step
     if step not in steps:
         raise ValueError(f"no rollouts were kept at step {step}: there are those of {', '.join(map(str, steps))}")
-    return sorted((r for r in records if r["step"] == step), key=lambda r: -r["advantage"])[:limit]
+    words = (search or "").lower().split()
+    found = [r for r in records if r["step"] == step and all(word in text_of(r) for word in words)]
+    if not found:
+        raise ValueError(f"no rollout of step {step} has the words {search!r}")
+    return sorted(found, key=lambda r: -r["advantage"])[:limit]
+
+
+def text_of(record: dict) -> str:
+    """What can be searched of a rollout: problem, expected answer and the model's answer, in small letters."""
+    return " ".join([record["problem"], record["answer"], "".join(record["tokens"])]).lower()
 
 
 def format_samples_text(records: list[dict]) -> str:
