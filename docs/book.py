@@ -27,7 +27,7 @@ BADGE = re.compile(
     r"· (?P<needs>.*)"
 )
 MINUTES = re.compile(r"CPU cores: about (\d+ minutes?)")
-PRACTICE_LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+_practice\.ipynb)\)")
+PRACTICE_LINK = re.compile(r"\[([^\]]+)\]\((?!https?:)([^)\s]+_practice\.ipynb)\)")
 LOCAL_LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)\)")
 CONTENTS = """:::{{container}} contents-table
 | notebook | what it is about | two CPU cores |

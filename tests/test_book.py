@@ -12,7 +12,7 @@ from urllib.parse import unquote, urldefrag, urlsplit
 import nbformat
 import pytest
 from browser import in_chromium, needs_chromium
-from notebooks import ROOT, all_notebooks
+from notebooks import ROOT, all_notebooks, has_solutions
 
 sys.path.insert(0, str(ROOT / "docs"))
 import book
@@ -112,7 +112,8 @@ def test_a_page_has_its_title_and_is_in_the_table(path, site, pages):
 def test_a_page_opens_and_saves_its_notebook(path, site, pages):
     page = pages[html(site, path)]
     badge = book.BADGE.search(nbformat.read(path, 4).cells[0].source)
-    assert badge["colab"] in page.links()
+    assert {badge["colab"], badge["solved"]} - {None} <= set(page.links())
+    assert (badge["solved"] is not None) == has_solutions(path)
     saved = {}
     for attributes in page.find("a"):
         if "download" in attributes:
