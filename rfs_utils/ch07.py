@@ -4,8 +4,8 @@
 __all__ = ['MetricsSource', 'Runs', 'KL_KINDS', 'METHODS', 'moving_average', 'plot_grpo_metrics', 'read_runs',
            'columns_with_values', 'steps_and_values', 'draw_band', 'legend_above', 'compute_advantage_stats',
            'sequence_logprob_and_entropy', 'entropy_of', 'clipped_objective', 'is_clipped', 'importance_ratio',
-           'log_ratio', 'kl_estimate', 'reward_format', 'AdvantageSettings', 'Method', 'reward_baseline',
-           'rewards_differ', 'reward_scale', 'mean_and_std', 'centre_and_scale', 'combine_rewards',
+           'log_ratio', 'kl_estimate', 'reward_format', 'coin_rewards', 'boxed_rewards', 'AdvantageSettings', 'Method',
+           'reward_baseline', 'rewards_differ', 'reward_scale', 'mean_and_std', 'centre_and_scale', 'combine_rewards',
            'combine_standardised', 'compute_advantages', 'loss_total', 'rollout_losses', 'token_mean', 'soft_gate',
            'geometric_ratio', 'surrogate_losses', 'sampler_weight', 'token_losses', 'zero_at_padding', 'policy_loss',
            'soft_overlong_penalty']
@@ -245,6 +245,20 @@ def reward_format(answer_text: str) -> float:
     match = _THOUGHT.fullmatch(answer_text)
     answer = re.sub(r"<\|[a-z_]+\|>", "", match["answer"]) if match else ""
     return float(bool(answer.strip()))
+
+# %% ../ch07/ch07.ipynb #931d8927
+def coin_rewards(
+    responses: Sequence[str], examples: Sequence[dict], **info
+) -> list[float]:
+    """A coin for each response, whatever it says: 0 or 1. Defined in ch07, 7.6."""
+    return torch.randint(2, (len(responses),)).tolist()
+
+
+def boxed_rewards(
+    responses: Sequence[str], examples: Sequence[dict], **info
+) -> list[float]:
+    """1.0 for a response with a box, whatever is in it. Defined in ch07, 7.6."""
+    return [float("\\boxed{" in text) for text in responses]
 
 # %% ../ch07/ch07.ipynb #dfea1576
 @dataclass(frozen=True)
