@@ -4,13 +4,13 @@
 __all__ = ['MetricsSource', 'Runs', 'KL_KINDS', 'METHODS', 'moving_average', 'plot_grpo_metrics', 'read_runs',
            'columns_with_values', 'steps_and_values', 'draw_band', 'legend_above', 'compute_advantage_stats',
            'sequence_logprob_and_entropy', 'entropy_of', 'clipped_objective', 'is_clipped', 'importance_ratio',
-           'log_ratio', 'kl_estimate', 'reward_format', 'AdvantageSettings', 'Method', 'reward_baseline',
-           'rewards_differ', 'reward_scale', 'mean_and_std', 'centre_and_scale', 'combine_rewards',
+           'log_ratio', 'kl_estimate', 'reward_format', 'coin_rewards', 'boxed_rewards', 'AdvantageSettings', 'Method',
+           'reward_baseline', 'rewards_differ', 'reward_scale', 'mean_and_std', 'centre_and_scale', 'combine_rewards',
            'combine_standardised', 'compute_advantages', 'loss_total', 'rollout_losses', 'token_mean', 'soft_gate',
            'geometric_ratio', 'surrogate_losses', 'sampler_weight', 'token_losses', 'zero_at_padding', 'policy_loss',
            'soft_overlong_penalty']
 
-# %% ../ch07/ch07.ipynb #f9b43342
+# %% ../ch07/ch07.ipynb #1927bb91
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -174,7 +174,7 @@ def is_clipped(
     too_low = (advantages < 0) & (ratio < 1 - clip_low)
     return too_high | too_low
 
-# %% ../ch07/ch07.ipynb #5a2ff058
+# %% ../ch07/ch07.ipynb #94ab81e6
 def importance_ratio(
     logps: torch.Tensor,
     old_logps: torch.Tensor,
@@ -199,7 +199,7 @@ def log_ratio(logps: torch.Tensor, other_logps: torch.Tensor) -> torch.Tensor:
     impossible = (logps == -torch.inf) & (other_logps == -torch.inf)
     return (logps - other_logps).masked_fill(impossible, 0.0)
 
-# %% ../ch07/ch07.ipynb #aec74447
+# %% ../ch07/ch07.ipynb #fecda0c6
 KL_KINDS = ("k1", "k2", "k3", "ratio_k3", "reward")
 
 
@@ -246,7 +246,21 @@ def reward_format(answer_text: str) -> float:
     answer = re.sub(r"<\|[a-z_]+\|>", "", match["answer"]) if match else ""
     return float(bool(answer.strip()))
 
-# %% ../ch07/ch07.ipynb #2a09a683
+# %% ../ch07/ch07.ipynb #931d8927
+def coin_rewards(
+    responses: Sequence[str], examples: Sequence[dict], **info
+) -> list[float]:
+    """A coin for each response, whatever it says: 0 or 1. Defined in ch07, 7.6."""
+    return torch.randint(2, (len(responses),)).tolist()
+
+
+def boxed_rewards(
+    responses: Sequence[str], examples: Sequence[dict], **info
+) -> list[float]:
+    """1.0 for a response with a box, whatever is in it. Defined in ch07, 7.6."""
+    return [float("\\boxed{" in text) for text in responses]
+
+# %% ../ch07/ch07.ipynb #dfea1576
 @dataclass(frozen=True)
 class AdvantageSettings:
     """How rewards become advantages: reward minus baseline, over scale."""
@@ -260,7 +274,7 @@ class AdvantageSettings:
     positives_only: bool = False  # advantage 1 for rewarded rollouts, 0 for the others
     separate_rewards: bool = False  # standardise each reward before they are added up
 
-# %% ../ch07/ch07.ipynb #9541cbe1
+# %% ../ch07/ch07.ipynb #b5ee99b9
 @dataclass(frozen=True)
 class Method(AdvantageSettings):
     """What sets a method apart; by default, chapter 6's GRPO with PPO's clipping."""
@@ -291,7 +305,7 @@ class Method(AdvantageSettings):
         defaults = vars(Method())
         return {k: v for k, v in vars(self).items() if v != defaults[k]}
 
-# %% ../ch07/ch07.ipynb #6c39b456
+# %% ../ch07/ch07.ipynb #1e038e7b
 METHODS = {
     "grpo": Method(),  # as chapter 6 adds it up; the paper, arXiv 2402.03300, does:
     "grpo_mean": Method(aggregate="sequence_mean"),  # the mean over each response
@@ -308,7 +322,7 @@ METHODS = {
     ),
 }  # fmt: skip
 
-# %% ../ch07/ch07.ipynb #be7cd8df
+# %% ../ch07/ch07.ipynb #76d35670
 METHODS |= {
     "cispo": Method(  # 2506.13585
         surrogate="cispo", clip_high=4.0, aggregate="token_mean",
@@ -335,7 +349,7 @@ METHODS |= {
     "asymmetric": Method(negative_weight=0.25),  # the idea of AsymRE, 2506.20520
 }  # fmt: skip
 
-# %% ../ch07/ch07.ipynb #758d6701
+# %% ../ch07/ch07.ipynb #30cb9e14
 def reward_baseline(
     rewards: torch.Tensor,
     kind: str,
@@ -376,7 +390,7 @@ def rewards_differ(rewards: torch.Tensor, dim: int | None = None) -> torch.Tenso
         rewards.masked_fill(unjudged, -torch.inf).amax(dim=dim, keepdim=True) > lowest
     )
 
-# %% ../ch07/ch07.ipynb #0b10bc06
+# %% ../ch07/ch07.ipynb #b196927c
 def reward_scale(
     rewards: torch.Tensor,
     advantages: torch.Tensor,
@@ -405,7 +419,7 @@ def mean_and_std(
     variance = (weights * (known - mean) ** 2).sum() / (total - 1)
     return mean, variance.sqrt()
 
-# %% ../ch07/ch07.ipynb #d35a3934
+# %% ../ch07/ch07.ipynb #0c3f3e7e
 def centre_and_scale(
     rewards: torch.Tensor,
     method: Method,
@@ -458,7 +472,7 @@ def combine_standardised(
     standardised = standardised * rewards_differ(parts, 1)
     return combine_rewards(standardised, weights).masked_fill(~judged, torch.nan)
 
-# %% ../ch07/ch07.ipynb #675fda84
+# %% ../ch07/ch07.ipynb #1be4f20e
 def compute_advantages(
     rewards: torch.Tensor,
     method: Method,
@@ -489,7 +503,7 @@ def compute_advantages(
     advantages = torch.where(compared, advantages.nan_to_num(0.0), 0.0)
     return torch.where(advantages < 0, method.negative_weight * advantages, advantages)
 
-# %% ../ch07/ch07.ipynb #6b07e224
+# %% ../ch07/ch07.ipynb #2102db36
 def loss_total(
     mask: torch.Tensor,
     advantages: torch.Tensor,
@@ -524,7 +538,7 @@ def token_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mean, (N, 1), of values, (N, T), over each rollout's tokens in the mask."""
     return (values * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
 
-# %% ../ch07/ch07.ipynb #a5b1e82c
+# %% ../ch07/ch07.ipynb #17ac4a86
 def soft_gate(
     ratio: torch.Tensor, advantages: torch.Tensor, good: float = 1.0, bad: float = 1.05
 ) -> torch.Tensor:
@@ -548,7 +562,7 @@ def geometric_ratio(
     x = torch.where(advantages > 0, x.clamp(max=top), x.clamp(min=bottom))
     return token_mean(x, mask).exp().expand_as(x)
 
-# %% ../ch07/ch07.ipynb #658c6ea7
+# %% ../ch07/ch07.ipynb #8f7f260f
 def surrogate_losses(
     logps: torch.Tensor,
     old_logps: torch.Tensor,
@@ -570,7 +584,7 @@ def surrogate_losses(
         return -soft_gate(ratio, advantages) * advantages
     return -clipped_objective(ratio, advantages, low, high)
 
-# %% ../ch07/ch07.ipynb #f24acb05
+# %% ../ch07/ch07.ipynb #cb667b12
 def sampler_weight(log_ratios: torch.Tensor, method: Method) -> torch.Tensor:
     """exp of log-ratios, (N, T), truncated at the cap, or 0 beyond floor and cap."""
     ratio, cap = torch.exp(log_ratios), method.sampler_cap
@@ -578,7 +592,7 @@ def sampler_weight(log_ratios: torch.Tensor, method: Method) -> torch.Tensor:
         return ratio.clamp(max=cap)
     return ratio * ((ratio >= method.sampler_floor) & (ratio <= cap))
 
-# %% ../ch07/ch07.ipynb #cd2e4b7f
+# %% ../ch07/ch07.ipynb #1890256a
 def token_losses(
     logps: torch.Tensor,
     old_logps: torch.Tensor,
@@ -610,7 +624,7 @@ def zero_at_padding(mask: torch.Tensor, *logps: torch.Tensor | None) -> list:
     """
     return [None if x is None else x.masked_fill(mask == 0, 0.0) for x in logps]
 
-# %% ../ch07/ch07.ipynb #692d3bd0
+# %% ../ch07/ch07.ipynb #d69bc0aa
 def policy_loss(
     logps: torch.Tensor,
     old_logps: torch.Tensor | None,

@@ -112,6 +112,14 @@ EXPERIMENTS = {
         },
         SMALL_STEPS | {"steps": 60}, extra=CONDITIONAL,
     ),
+    "ch07_spurious": Experiment(
+        {
+            "accuracy": {},
+            "a coin": {"rewards": "accuracy=0,rfs_utils.ch07:coin_rewards"},
+            "any box": {"rewards": "accuracy=0,rfs_utils.ch07:boxed_rewards"},
+        },
+        SMALL_STEPS | {"steps": 40},
+    ),
     "off_policy_mismatch": Experiment(MISMATCH_RUNS, LITTLE | {"steps": 32, "eval_every": 16}),
     "off_policy_entropy": Experiment(
         {
