@@ -128,7 +128,7 @@ def train_dpo(
         metrics.append({"step": step + 1, **means})
     return metrics
 
-# %% ../../exercises/addition_dpo.ipynb #9c847b35
+# %% ../../exercises/addition_dpo.ipynb #2573cd00
 def iterate_dpo(
     seed: int = 0,
     rounds: int = 25,

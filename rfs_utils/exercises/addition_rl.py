@@ -6,7 +6,7 @@ __all__ = ['IMPLEMENTED', 'AdvantageFn', 'LossFn', 'RECIPES', 'ADDITION_RESULTS'
            'train_recipe', 'book_curves', 'plot_over_book', 'grpo_advantages', 'selected_logps', 'vanilla_loss',
            'ppo_loss', 'leave_one_out_baseline', 'remax_advantages', 'raft_loss', 'own_loss']
 
-# %% ../../exercises/addition_rl.ipynb #8f45e3dc
+# %% ../../exercises/addition_rl.ipynb #0049ec72
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -184,7 +184,7 @@ RECIPES = {
     "asymmetric": Recipe(METHODS["asymmetric"].changed(negative_weight=0.1), lr=2e-3),
 }
 
-# %% ../../exercises/addition_rl.ipynb #dfdda371
+# %% ../../exercises/addition_rl.ipynb #135bd85e
 def results_row(
     step: int, recipe: Recipe, seconds: float, accuracy: float, since: list[dict]
 ) -> dict:
