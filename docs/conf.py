@@ -16,7 +16,7 @@ except ModuleNotFoundError:  # Python 3.10
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "docs"))
-import pages  # noqa: E402
+import repairs  # noqa: E402
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
@@ -75,6 +75,6 @@ def visit_math_block(translator, node: nodes.math_block) -> None:
 
 
 def setup(app) -> dict:
-    pages.setup(app)
+    repairs.setup(app)
     app.add_html_math_renderer("mathml", inline_renderers=(visit_math, None), block_renderers=(visit_math_block, None))
     return {"parallel_read_safe": True, "parallel_write_safe": False}

@@ -28,7 +28,13 @@ class Browser:
 
     def __init__(self, folder: str):
         program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", "--remote-allow-origins=*"]
+        options = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--remote-debugging-port=0",
+            "--remote-allow-origins=*",
+        ]
         self.process = subprocess.Popen(
             [program, *options, f"--user-data-dir={folder}", "about:blank"], stderr=subprocess.PIPE, text=True
         )
@@ -58,15 +64,17 @@ class Browser:
         self("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": theme}])
         self("Page.navigate", url=page.as_uri())
         self.evaluate(
-            "new Promise(done => { const see = () => location.href != 'about:blank' && document.readyState == 'complete'"
-            " ? setTimeout(done, 300) : setTimeout(see, 50); see(); })"
+            "new Promise(done => { const see = () => location.href != 'about:blank'"
+            " && document.readyState == 'complete' ? setTimeout(done, 300) : setTimeout(see, 50); see(); })"
         )
         self.evaluate(f"document.body.dataset.theme = '{theme}'")
 
     def picture(self, path: Path, width: int) -> None:
         height = min(self.evaluate("document.documentElement.scrollHeight"), 30_000)
         clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
-        path.write_bytes(base64.b64decode(self("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)["data"]))
+        path.write_bytes(
+            base64.b64decode(self("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)["data"])
+        )
 
 
 def main() -> int:

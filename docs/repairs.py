@@ -12,7 +12,7 @@ REPAIRS = {
     '<aside class="sidebar-drawer">': '<aside class="sidebar-drawer" aria-label="Pages of the book">',
     '<aside class="toc-drawer': '<aside aria-label="Sections of this page" class="toc-drawer',
     '<summary aria-label="Toggle hidden content">': "<summary>",
-    '<th class="head"></th>': "<td></td>",
+    '<th class="head"><p></p></th>': "<td></td>",
     'role="heading"><span class="caption-text">': 'role="heading" aria-level="2"><span class="caption-text">',
 }
 # The theme hides the list of sections below 82em and the list of pages below 63em. Here text and sections, which are
