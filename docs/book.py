@@ -18,7 +18,8 @@ from rfs_utils.files.folders import new_folder, others
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
-sys.path.insert(0, str(ROOT / "tools"))
+sys.path[:0] = [str(ROOT / "tools"), str(DOCS)]
+from cells import Figures, captioned, fold, one_figure_each, tag  # noqa: E402
 from notebooks import all_notebooks  # noqa: E402
 
 MADE = ".files-of-the-book"  # in the site: what it consists of
@@ -27,6 +28,7 @@ BADGE = re.compile(
     r"· (?P<needs>.*)"
 )
 MINUTES = re.compile(r"CPU cores: about (\d+ minutes?)")
+CHAPTER = re.compile(r"^# (?:Exercises for chapter )?(\d+)")
 PRACTICE_LINK = re.compile(r"\[([^\]]+)\]\((?!https?:)([^)\s]+_practice\.ipynb)\)")
 LOCAL_LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)\)")
 CONTENTS = """:::{{container}} contents-table
@@ -65,37 +67,48 @@ def head(path: Path) -> tuple[str, str, str]:
     return title.removeprefix("# "), " ".join(scope.split()), MINUTES.search(text)[1]
 
 
-def page(path: Path) -> nbformat.NotebookNode:
-    """A notebook as its page shows it: links in place of the badge, some code folded, figures with alt text."""
+def page(path: Path, figures: Figures) -> nbformat.NotebookNode:
+    """A notebook as its page shows it: links in place of the badge, some code folded, figures with captions."""
     notebook = nbformat.read(path, 4)
     first = notebook.cells[0]
-    match = BADGE.search(first.source)
-    if match is None:
-        raise ValueError(f"{path}: the first cell has no badge that opens Colab, followed by what the notebook needs.")
+    match = badge(path, first)
     links = [f"[Run in Colab]({match['colab']})", download("Download notebook", path)]
     if match["solved"]:
         links[0] = f"[Practise in Colab]({match['colab']})"
         links.insert(1, f"[Run in Colab, with solutions]({match['solved']})")
-    if practice(path):
-        links.append(download("Download for practice, without solutions", practice(path)))
+    other = practice(path)
+    if other:
+        links.append(download("Download for practice, without solutions", other))
     # The badge's picture is on another host; a container gives its place to links that look like buttons.
     needs = match["needs"].replace(" · ", "\N{NO-BREAK SPACE}· ")  # a line does not begin with a dot
     launch = ":::{container} launch\n" + "\n".join(links) + f"\n:::\n\n{needs[0].upper()}{needs[1:]}"
+    number = CHAPTER.search(first.source.split("\n", 1)[0])
+    chapter = number[1] if number else path.stem
     first.source = first.source.replace(match[0], launch)
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            cell.source = practice_as_download(cell.source, path.parent)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     tag(code[0], "hide-input", code_prompt_show="Show the set-up for Colab")
-    for cell in code:
-        if cell.source.startswith("#| default_exp"):
-            tag(cell, "remove-cell")
-        if "solution" in cell.metadata.get("tags", []):
-            tag(cell, "hide-input", code_prompt_show="Show the solution")
-        cell.outputs = [out for out in cell.outputs if out.output_type != "stream" or out.text.strip()]
-        cell.outputs.sort(key=lambda out: out.get("name") != "stderr")  # a progress bar above what came after it
-    notebook.cells = [part for cell in notebook.cells for part in one_figure_each(cell)]
+    parts = []
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = captioned(practice_as_download(cell.source, path.parent), chapter, figures)
+        elif cell.source.startswith("#| default_exp"):
+            continue
+        else:
+            if cell is not code[0]:
+                fold(cell)
+            cell.outputs = [out for out in cell.outputs if out.output_type != "stream" or out.text.strip()]
+            cell.outputs.sort(key=lambda out: out.get("name") != "stderr")  # a progress bar above what came after it
+        parts += one_figure_each(cell, chapter, figures)
+    notebook.cells = parts
     return notebook
+
+
+def badge(path: Path, cell: nbformat.NotebookNode) -> re.Match:
+    """The badge in a notebook's first cell."""
+    match = BADGE.search(cell.source)
+    if match is None:
+        raise ValueError(f"{path}: the first cell has no badge that opens Colab, followed by what the notebook needs.")
+    return match
 
 
 def download(text: str, path: Path) -> str:
@@ -108,27 +121,6 @@ def practice_as_download(text: str, folder: Path) -> str:
     return PRACTICE_LINK.sub(lambda match: download(match[1].strip("`"), (folder / match[2]).resolve()), text)
 
 
-def tag(cell: nbformat.NotebookNode, name: str, **settings: str) -> None:
-    """Tell myst-nb how to show a cell."""
-    cell.metadata["tags"] = [*cell.metadata.get("tags", []), name]
-    cell.metadata["mystnb"] = settings
-
-
-def one_figure_each(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    """The cell in parts with one figure at most: notebooks keep alt texts with outputs, myst-nb takes one a cell."""
-    parts = [cell]
-    for number, output in enumerate(cell.get("outputs", [])):
-        if "image/png" not in output.get("data", {}):
-            continue
-        if "image" in parts[-1].metadata.get("mystnb", {}):
-            parts.append(nbformat.v4.new_code_cell(id=f"{cell.id}-{number}", metadata={"tags": ["remove-input"]}))
-            parts[-1].outputs = parts[-2].outputs[parts[-2].outputs.index(output) :]
-            parts[-2].outputs = parts[-2].outputs[: parts[-2].outputs.index(output)]
-        alt = output.metadata.get("image/png", {}).get("alt", "")
-        parts[-1].metadata["mystnb"] = parts[-1].metadata.get("mystnb", {}) | {"image": {"alt": alt}}
-    return parts
-
-
 def contents() -> str:
     """The table of notebooks, and the order of pages."""
     rows, groups = [], {}
@@ -139,7 +131,7 @@ def contents() -> str:
         rows.append(f"| [{title}]({name}){other} | {scope} | {minutes} |")
         groups.setdefault("Exercises" if path.parent.name == "exercises" else "Chapters", []).append(name)
     toctrees = [TOCTREE.format(caption=caption, names="\n".join(names)) for caption, names in groups.items()]
-    toctrees.append(TOCTREE.format(caption="More", names="further"))
+    toctrees.append(TOCTREE.format(caption="More", names="start\nresults\nfurther"))
     return CONTENTS.format(rows="\n".join(rows), toctrees="\n\n".join(toctrees))
 
 
@@ -149,10 +141,11 @@ def gather(source: Path) -> None:
         text = practice_as_download(path.read_text(encoding="utf-8"), path.parent)
         (source / path.name).write_text(text, encoding="utf-8")
     (source / "contents.md").write_text(contents(), encoding="utf-8")
+    figures = Figures()
     for path in pages():
         place = source / path.relative_to(ROOT)
         place.parent.mkdir(parents=True, exist_ok=True)
-        nbformat.write(page(path), place)
+        nbformat.write(page(path, figures), place)
     for path in filter(None, [*pages(), *map(practice, pages())]):  # to download: as they are
         place = source / "notebooks" / path.relative_to(ROOT)
         place.parent.mkdir(parents=True, exist_ok=True)

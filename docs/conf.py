@@ -1,6 +1,7 @@
 """Sphinx's settings for the site of the book; docs/book.py calls Sphinx."""
 
 import re
+import sys
 from pathlib import Path
 
 from docutils import nodes
@@ -14,6 +15,9 @@ except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "docs"))
+import repairs  # noqa: E402
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 project = (ROOT / "README.md").read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("# ")
@@ -27,15 +31,18 @@ nb_merge_streams = True
 nb_code_prompt_show = "Show the code"
 nb_code_prompt_hide = "Hide it"
 myst_enable_extensions = ["colon_fence", "dollarmath", "substitution"]
-myst_substitutions = {"repository": f"<{PROJECT['urls']['Repository']}>"}
+HOME = PROJECT["urls"]["Repository"]
+COLAB = HOME.replace("https://github.com/", "https://colab.research.google.com/github/")
+myst_substitutions = {"repository": f"<{HOME}>", "colab": f"[In Colab]({COLAB}/blob/main/ch06/ch06.ipynb)"}
 myst_heading_anchors = 4
 
 html_theme = "furo"
 html_title = project
-html_static_path = ["book.css"]
+html_static_path = ["book.css", "book.js", "search.js"]
 html_css_files = ["book.css"]
-# Browsers do not let a page read others from a disk: there a search lists titles, on a server it shows extracts, too.
-html_js_files = [(None, {"body": "DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = location.protocol !== 'file:';"})]
+html_js_files = [("book.js", {"defer": "defer"})]
+html_favicon = "favicon.svg"
+html_use_index = False
 html_copy_source = html_show_sourcelink = False  # each page offers its notebook
 html_show_copyright = False
 html_math_renderer = "mathml"
@@ -68,5 +75,6 @@ def visit_math_block(translator, node: nodes.math_block) -> None:
 
 
 def setup(app) -> dict:
+    repairs.setup(app)
     app.add_html_math_renderer("mathml", inline_renderers=(visit_math, None), block_renderers=(visit_math_block, None))
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
+    return {"parallel_read_safe": True, "parallel_write_safe": False}

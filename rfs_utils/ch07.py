@@ -246,7 +246,7 @@ def reward_format(answer_text: str) -> float:
     answer = re.sub(r"<\|[a-z_]+\|>", "", match["answer"]) if match else ""
     return float(bool(answer.strip()))
 
-# %% ../ch07/ch07.ipynb #931d8927
+# %% ../ch07/ch07.ipynb #f7fcccc6
 def coin_rewards(
     responses: Sequence[str], examples: Sequence[dict], **info
 ) -> list[float]:

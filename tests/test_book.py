@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
@@ -16,6 +17,8 @@ from notebooks import ROOT, all_notebooks, has_solutions
 
 sys.path.insert(0, str(ROOT / "docs"))
 import book
+import cells
+import repairs
 
 PAGES = book.pages()
 CODE = ("pre", "code", "script", "style")
@@ -166,6 +169,64 @@ def test_every_figure_of_the_notebooks_is_there_with_its_alt_text(site, pages):
     assert len(images) > 10 and all(image.get("alt", "").strip() for image in images)
 
 
+@per_page
+def test_figures_are_numbered_in_order_and_captioned(path, site):
+    text = html(site, path).read_text(encoding="utf-8")
+    numbers = re.findall(r"<figcaption>.*?<strong>Figure ([\d.]+)</strong>", text, flags=re.DOTALL)
+    images = [image for image in re.findall(r'<img [^>]*src="([^"]+)"', text) if "stage_" not in image]
+    assert len(numbers) == len(images) == text.count("<figcaption>")
+    last = [int(number.split(".")[-1]) for number in numbers]
+    assert last == list(range(last[0], last[0] + len(last))) if last else not images
+
+
+def test_no_figure_number_is_given_twice_in_a_chapter(site):
+    texts = [html(site, path).read_text(encoding="utf-8") for path in PAGES]
+    numbers = Counter(re.findall(r"<strong>Figure (\d+\.\d+)</strong>", "".join(texts)))
+    assert len(numbers) > 10 and set(numbers.values()) == {1}
+
+
+def test_readers_see_no_directives_and_can_pass_over_plumbing(pages):
+    for path in pages:
+        assert not re.findall(r"<pre>(?:(?!</pre>).)*?#\|", path.read_text(encoding="utf-8"), flags=re.DOTALL), path
+    cell = nbformat.v4.new_code_cell("#| export\nimport math\n\nset_style()")
+    cells.fold(cell)
+    assert cell.source == "import math\n\nset_style()" and "hide-input" in cell.metadata["tags"]
+    plot = nbformat.v4.new_output("display_data", {"image/png": "aGk="})
+    printed = nbformat.v4.new_output("stream", text="0.5")
+    for source, outputs, folded in (
+        ("show(fig, alt='a line')", [plot], True),
+        ("show(fig, alt='a line')", [plot, printed], False),
+        ("import math\nprint(math.pi)", [printed], False),
+        ("#| export\ndef f(): ...", [], False),
+    ):
+        cell = nbformat.v4.new_code_cell(source, outputs=outputs)
+        cells.fold(cell)
+        assert ("hide-input" in cell.metadata.get("tags", [])) == folded, source
+
+
+def test_every_page_has_a_language_a_title_a_description_and_an_icon(site, pages):
+    told = Counter()
+    for path, page in pages.items():
+        assert page.find("html")[0]["lang"] == "en" and page.find("title") and page.find("h1"), path
+        meta = {attributes.get("name"): attributes.get("content") for attributes in page.find("meta")}
+        assert meta["viewport"] and len(meta["description"]) > 20, path
+        told[meta["description"]] += 1
+        assert [link for link in page.find("link") if "icon" in link.get("rel", "")], path
+    assert max(told.values()) == 1
+
+
+def test_what_accessibility_tools_object_to_is_repaired(site):
+    text = "".join(path.read_text(encoding="utf-8") for path in site.rglob("*.html"))
+    for old, new in repairs.REPAIRS.items():
+        assert old not in text and new in text, f"{old}: the theme no longer writes it?"
+
+
+def test_practice_is_linked_from_its_page(site, pages):
+    for path in filter(book.practice, PAGES):
+        links = pages[html(site, path)].links()
+        assert any("colab" in link and link.endswith(book.practice(path).name) for link in links)
+
+
 def test_formulas_are_markup_and_not_source(site, pages):
     page = pages[site / "ch06" / "ch06.html"]
     assert len(page.find("math")) > 10
@@ -177,16 +238,6 @@ def test_fractions_have_braces(path):
     r"""What turns formulas into markup reads \frac12 = x as 12 over the equals sign."""
     sources = "".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown")
     assert not re.findall(r"\\[dt]?frac(?!\{).{6}", sources)
-
-
-def test_search_finds_words_of_chapter_6(site):
-    text = (site / "searchindex.js").read_text(encoding="utf-8")
-    index = json.loads(text.removeprefix("Search.setIndex(").removesuffix(")"))
-    chapter = index["docnames"].index("ch06/ch06")
-    for word in ("taster", "rollout", "advantag"):  # as the index keeps them: by their stems
-        found = index["terms"].get(word, [])  # words of headings stand apart
-        found = [*(found if isinstance(found, list) else [found]), *index["titleterms"].get(word, [])]
-        assert chapter in found, word
 
 
 def test_the_site_is_small_and_says_nothing_of_the_machine_that_made_it(site):
@@ -201,8 +252,14 @@ def test_a_cell_with_two_figures_keeps_both_alt_texts():
         for alt in ("first", "second")
     ]
     cell = nbformat.v4.new_code_cell("draw()", outputs=[*outputs, nbformat.v4.new_output("stream", text="end")])
-    first, second = book.one_figure_each(cell)
+    first, second = cells.one_figure_each(cell, "7", cells.Figures())
     assert [part.metadata["mystnb"]["image"]["alt"] for part in (first, second)] == ["first", "second"]
+    captions = [part.metadata["mystnb"]["figure"]["caption"] for part in (first, second)]
+    assert captions == ["**Figure 7.1** first.", "**Figure 7.2** second."]
+    assert (
+        cells.Figures().caption("dpo", "Two\npanels. Left: it falls. Right: no.")
+        == "**Figure 1** Two panels. Left: it falls."
+    )
     assert first.outputs == outputs[:1] and second.outputs[0] == outputs[1] and len(second.outputs) == 2
 
 
@@ -212,6 +269,51 @@ def test_pages_work_in_a_browser_from_the_disk(site, tmp_path):
         text, console = in_chromium(path.as_uri(), tmp_path)
         assert "</html>" in text and not console, console
         assert 'class="copybtn' in text, "each page has code to copy"
-    text, console = in_chromium(f"{(site / 'search.html').as_uri()}?q=taster", tmp_path)
-    results = re.search(r'<ul [^>]*class="search".*?</ul>', text, flags=re.DOTALL)
-    assert results and "ch06/ch06.html" in results[0] and not console, console
+
+
+@needs_chromium
+def test_search_finds_headings_before_prose_before_code(site, tmp_path):
+    def results(query):
+        text, console = in_chromium(f"{(site / 'search.html').as_uri()}?q={query}", tmp_path)
+        assert not console, console
+        return text
+
+    text = results("entropy")
+    found = re.findall(r'<li data-kind="(\w+)">', text)
+    assert set(found) >= {"heading", "prose"} and found == sorted(found, key=["heading", "prose", "code"].index)
+    text = results("taster")
+    assert "ch06/ch06.html#" in text and "<mark>" in text
+    text = results("nowhere_at_all")
+    assert "No sections" in text and "<li data-kind" not in text
+
+
+SCROLLS = """<script>addEventListener("load", () => setTimeout(() => {
+    document.documentElement.style.scrollBehavior = "auto";
+    document.getElementById("what-might-hold-it").scrollIntoView();
+    for (let i = 0; i < 10; i++) setTimeout(() => dispatchEvent(new Event("scroll")), 200 * i);
+    setTimeout(look, 3000);
+}, 500));
+function look() {
+    const end = document.documentElement.clientWidth;  // without the scroll bar
+    const code = [...document.querySelectorAll(".cell_input pre")];
+    const wide = code.filter(pre => pre.scrollWidth > pre.clientWidth);
+    const list = document.querySelector(".toc-drawer").getBoundingClientRect();
+    document.body.dataset.seen = JSON.stringify({
+        wide: wide.length, reached: wide.filter(pre => pre.tabIndex == 0).length,
+        list: list.left < end && list.width > 0, current: document.querySelectorAll(".scroll-current").length,
+        page: document.documentElement.scrollWidth <= end});
+}</script></body>"""
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", (1200, 1000, 500))
+def test_code_fits_and_sections_are_listed(width, site, tmp_path):
+    """88 columns of code beside both lists at 1200 pixels; below, what scrolls can be reached with the keyboard."""
+    path = site / "ch07" / "with_script.html"
+    text = (site / "ch07" / "off_policy.html").read_text(encoding="utf-8").replace("</body>", SCROLLS)
+    path.write_text(text.replace("<pre><span></span>", "<pre><span></span>" + "x" * 88 + "\n", 3), encoding="utf-8")
+    shown, _ = in_chromium(path.as_uri(), tmp_path, width)
+    path.unlink()
+    seen = json.loads(unescape(re.search(r'data-seen="([^"]*)"', shown)[1]))
+    assert seen["page"] and seen["reached"] == seen["wide"]
+    assert (seen["wide"] == 0) == seen["list"] == (width >= 1000) and seen["current"] >= 1
