@@ -224,6 +224,17 @@ WRONG = {
         ("the end-of-sequence token, which counts, is forgotten", lambda p, t: len(t.encode(p["solution"]))),
         ("words, not tokens", lambda p, t: len(p["solution"].split())),
     ],
+    "response_mask": [
+        ("is left out", lambda t, e: ((t == e).int().cumsum(1) < 1).float()),
+        ("what follows it counts", lambda t, e: 1.0 - (t == e).float()),
+        ("everything counts", lambda t, e: (t == t).float()),
+        ("should end at the first", lambda t, e: torch.tensor([
+            [float(e in row[k:] or e not in row) for k in range(len(row))] for row in t.tolist()])),
+        ("the other way round", lambda t, e: 1 - BOOK["response_mask"](t, e)),
+        ("at the first end token alone", lambda t, e: (
+            torch.arange(t.shape[1]) == (t == e).float().argmax(1, keepdim=True)) * (t == e).float()),
+        ("gave [[1, 1, 0], [0", lambda t, e: BOOK["response_mask"](t, e)[:, 1:]),
+    ],
     "reward_worked_thought": [
         ("the thought is empty or calculates nothing", reward_format),
         ("after the thought", lambda t: reward_format(t) * bool(re.search(r"\d+[-+]\d+=\d+", t))),
@@ -435,6 +446,11 @@ RIGHT = {
         lambda x, ids, t: (x / t).softmax(-1)[:, ids].sum(-1).tolist(),
         lambda x, ids, t: torch.exp(torch.logsumexp((x / t)[:, ids], -1) - torch.logsumexp(x / t, -1)),
         lambda x, ids, t: torch.stack([sum(torch.softmax(row / t, 0)[i] for i in ids) for row in x]).numpy(),
+    ],
+    "response_mask": [
+        lambda t, e: [[float(e not in row[:k]) for k in range(len(row))] for row in t.tolist()],
+        lambda t, e: (F.pad((t == e).long(), (1, -1)).cumsum(1) == 0).float(),
+        lambda t, e: ((t == e).int().cumsum(1) - (t == e).int() < 1).double().numpy(),
     ],
     "chance_of_signal": [
         lambda p, n: sum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(1, n)),

@@ -214,6 +214,27 @@ def check_solution_length(function: Callable) -> Callable:
     return check_function(function, "solution_length", "ex06", cases, mistakes)
 
 
+def check_response_mask(function: Callable) -> Callable:
+    """Exercise 6.6."""
+    rows = torch.tensor([[5, 7, 0, 0], [0, 0, 0, 0], [4, 4, 6, 4], [1, 0, 3, 0]])
+    expected = torch.tensor([[1.0, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]])
+    cases = [Case((rows, 0), expected, "the end token was sampled, too, and what follows the first one was not")]
+    cases += random_cases(
+        book_function("response_mask", "ex06"), lambda i: (torch.randint(0, 4, (1 + i % 4, 2 + i % 6)), i % 3)
+    )
+    mistakes: Mistakes = {
+        "the end token was sampled, too, and is left out": lambda t, e: ((t == e).cumsum(1) == 0).float(),
+        "the end token is left out, and what follows it counts": lambda t, e: (t != e).float(),
+        "everything counts, also what follows the end": lambda t, e: torch.ones_like(t).float(),
+        "this ends at the last end token, and should end at the first": lambda t, e: (
+            ((t == e).flip(1).cumsum(1).flip(1) > 0) | ~(t == e).any(1, keepdim=True)
+        ).float(),
+        "this is 1 at the first end token alone": lambda t, e: (((t == e).cumsum(1) == 1) & (t == e)).float(),
+        "this is the other way round": lambda t, e: ((t == e).cumsum(1) - (t == e).int() > 0).float(),
+    }
+    return check_function(function, "response_mask", "ex06", cases, mistakes)
+
+
 # ------------------------------------------------------------------ chapter 7
 
 

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['SELDOM_BOXED', 'partial_reward_rlvr', 'partial_rewards', 'base_with_habits', 'groups_with_signal',
-           'first_token_share', 'chance_of_signal', 'solution_length']
+           'first_token_share', 'chance_of_signal', 'solution_length', 'response_mask']
 
 # %% ../../exercises/ex06.ipynb #e78c26b3
 from collections.abc import Callable, Sequence
@@ -95,3 +95,12 @@ def solution_length(problem: dict, tokenizer: Qwen3Tokenizer) -> int:
     Exercise 6.5.
     """
     return len(tokenizer.encode(f" {problem['solution']}{tokenizer.eos_token}"))
+
+# %% ../../exercises/ex06.ipynb #2369246d
+def response_mask(tokens: torch.Tensor, end_id: int) -> torch.Tensor:
+    """1.0 at tokens that were sampled, 0.0 after a row's first end, (B, T).
+
+    Exercise 6.6. tokens are (B, T).
+    """
+    ends = (tokens == end_id).int()
+    return (ends.cumsum(dim=1) - ends == 0).float()
