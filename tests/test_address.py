@@ -29,7 +29,7 @@ def addresses(path) -> set[str]:
 
 def test_all_places_have_the_address():
     places = address.places()
-    assert len(places) == 19
+    assert len(places) == 20
     assert {name for path in places for name in addresses(path)} == {address.known_address()}
 
 
