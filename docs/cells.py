@@ -10,6 +10,7 @@ import nbformat
 DIRECTIVE = re.compile(r"^#\|.*\n*", re.MULTILINE)
 IMAGE = re.compile(r"^!\[([^]]+)\]\((figures/[^)]+)\)$", re.MULTILINE)
 SIGNPOST = re.compile(r"figures/stage_\d")  # says where a section stands, and shows nothing new
+SHORT = 30  # characters in the first sentence of a caption
 
 
 class Figures:
@@ -19,9 +20,10 @@ class Figures:
         self.count: Counter[str] = Counter()
 
     def caption(self, chapter: str, alt: str) -> str:
-        """The next number, and the first sentence of the alternative text."""
+        """The next number, and the first sentence of the alternative text, or two if the first is very short."""
         self.count[chapter] += 1
-        sentence = re.split(r"(?<=[.!?])\s+(?=[A-Z])", " ".join(alt.split()), maxsplit=1)[0].rstrip(".")
+        first, *others = re.split(r"(?<=[.!?])\s+(?=[A-Z])", " ".join(alt.split()))
+        sentence = " ".join([first, *others[:1]] if len(first) < SHORT else [first]).rstrip(".")
         prefix = f"{chapter}." if chapter.isdigit() else ""
         return f"**Figure {prefix}{self.count[chapter]}** {sentence}."
 
