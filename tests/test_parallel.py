@@ -88,7 +88,8 @@ def test_two_processes_equal_one(settings, tmp_path):
     one, two = found
     assert one["metric.grad_norm"] > 0.01 and one.keys() == two.keys()
     for name in one:
-        assert (one[name] - two[name]).double().norm() <= 1e-9 * one[name].double().norm(), name
+        allowed = 1e-12 + 1e-9 * one[name].double().norm()  # a loss whose advantages are centred is zero but for rounding
+        assert (one[name] - two[name]).double().norm() <= allowed, name
 
 
 @pytest.fixture(scope="module")
