@@ -88,7 +88,7 @@ def test_two_processes_equal_one(settings, tmp_path):
     one, two = found
     assert one["metric.grad_norm"] > 0.01 and one.keys() == two.keys()
     for name in one:
-        allowed = 1e-12 + 1e-9 * one[name].double().norm()  # a loss whose advantages are centred is zero but for rounding
+        allowed = 1e-12 + 1e-9 * one[name].double().norm()  # a loss may be zero but for rounding
         assert (one[name] - two[name]).double().norm() <= allowed, name
 
 
