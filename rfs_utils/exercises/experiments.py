@@ -62,7 +62,7 @@ MISMATCH_RUNS: dict[str, dict] = {
     "tis": STALE | {"method": "tis"},
     "icepop": STALE | {"method": "icepop"},
     "cispo": STALE | {"method": "cispo"},
-    "gspo": STALE | {"method": "gspo", "clip_low": 0.03, "clip_high": 0.04},  # 3e-4 would clip nearly all tokens here
+    "gspo": STALE | {"method": "gspo", "clip_low": 0.03, "clip_high": 0.04},
     "sapo": STALE | {"method": "sapo"},
 }
 LITTLE = {"prompts_per_step": 4, "steps": 30, "eval_every": 15}
