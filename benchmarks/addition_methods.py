@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from common import listed
 
 from rfs_utils.exercises.addition_dpo import iterate_dpo
 from rfs_utils.exercises.addition_rl import ADDITION_RESULTS, RECIPES, train_recipe
@@ -22,10 +23,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--csv", type=Path, default=ADDITION_RESULTS)
     args = parser.parse_args()
-    names = args.methods.split(",")
-    unknown = [name for name in names if name not in RUNS]
-    if unknown:
-        parser.error(f"unknown method {unknown[0]!r}: known are {', '.join(RUNS)}")
+    names = listed(parser, args.methods, RUNS)
     torch.set_num_threads(1)
     runs = {(name,): RUNS[name] for name in names}
     run_missing(args.csv, runs, range(args.seeds), report=lambda line: print(line, flush=True))

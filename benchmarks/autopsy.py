@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from common import listed
 
 from rfs_utils.exercises.autopsy import AUTOPSY_RESULTS, MENDS, autopsy_run, read_autopsy
 from rfs_utils.files import append_rows
@@ -19,10 +20,7 @@ def main() -> None:
     parser.add_argument("--mends", default=",".join(MENDS), help="lines to mend, each in runs of its own")
     parser.add_argument("--csv", type=Path, default=AUTOPSY_RESULTS)
     args = parser.parse_args()
-    names = args.mends.split(",")
-    unknown = [name for name in names if name not in MENDS]
-    if unknown:
-        parser.error(f"unknown mend {unknown[0]!r}: known are {', '.join(MENDS)}")
+    names = listed(parser, args.mends, MENDS)
     torch.set_num_threads(1)
     rows = read_autopsy(args.csv) if args.csv.exists() else []
     done = {(row["mend"], row["seed"], row["steps"]) for row in rows}

@@ -1,9 +1,10 @@
 """What the benchmarks share: a prompt of exact length, and results as CSV."""
 
+import argparse
 import csv
 import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -84,6 +85,15 @@ def write_rows(path: Path, rows: list[dict]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     replace_file(path, text.getvalue().encode())
+
+
+def listed(parser: argparse.ArgumentParser, text: str, known: Collection[str]) -> list[str]:
+    """The names in a text such as "grpo,rloo"; ends the program with one sentence where one is unknown."""
+    names = text.split(",")
+    for name in names:
+        if name not in known:
+            parser.error(f"unknown name {name!r}: known are {', '.join(known)}")
+    return names
 
 
 def format_ratios(numerators: Sequence[float], denominators: Sequence[float]) -> str:

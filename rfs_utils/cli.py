@@ -148,6 +148,11 @@ def reporter(args):
     return (lambda text: print(text, file=sys.stderr)) if args.json else print
 
 
+def progress(args):
+    """The same for lines of which none is a result: nothing with --quiet."""
+    return (lambda text: None) if args.quiet else reporter(args)
+
+
 def run_train(args) -> Outcome:
     """`rfs train`, anew or resumed; its text is reported on the way."""
     from .engine import parallel
@@ -407,7 +412,7 @@ def run_watch(args) -> Outcome:
     """`rfs watch`: a page that follows the run."""
     from .runs.live import follow
 
-    path = follow(args.run_folder, args.every, (lambda text: None) if args.quiet else reporter(args))
+    path = follow(args.run_folder, args.every, progress(args))
     return {"written": str(path)}, f"written to {path}"
 
 
@@ -487,9 +492,8 @@ def run_compare(args) -> Outcome:
     grid = parse_grid(args.grid, allowed)
     settings = best_settings(args.best_of, args.methods and methods) if args.best_of else methods
     first = TUNING_SEEDS if args.tune else 0
-    report = (lambda text: None) if args.quiet else reporter(args)
     seeds = range(first, first + args.seeds)
-    compare(settings, seeds, TrainConfig(**given_settings(args)), args.csv, grid, report)
+    compare(settings, seeds, TrainConfig(**given_settings(args)), args.csv, grid, progress(args))
     rows = [row for row in read_comparison(args.csv) if row["method"] in methods]
     return {"written": args.csv, "evaluations": rows}, f"\n{summarise(args.csv, methods)}"
 

@@ -12,7 +12,7 @@ import torch
 from rfs_utils.qwen3 import QWEN3_CONFIG_TINY
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
-PROGRAMS = sorted(path.stem for path in FOLDER.glob("*.py") if "ArgumentParser" in path.read_text(encoding="utf-8"))
+PROGRAMS = sorted(path.stem for path in FOLDER.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
 
 
 def run(monkeypatch, name: str, *arguments: str) -> None:
