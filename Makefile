@@ -60,7 +60,7 @@ run-notebooks: export
 
 # The whole repository is served, so that links between notebooks work. LAB is for further options, such as --no-browser.
 lab: $(VENV)/installed
-	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/ch06/ch06.ipynb $(LAB)
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/ch06/ch06.ipynb $(LAB)
 
 pretrain: $(VENV)/installed
 	$(BIN)/rfs pretrain --out pretrained
